@@ -1,0 +1,1 @@
+"""Who runs next, where its cache lives, which token comes out. Knows nothing of HTTP."""

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.engines import RunningEngine
+from tests.support.reference import ReferenceModel, make_reference
+from tests.support.servers import RunningServer
+
+#: Odd sizes, one head to many, rotary over a part of the head or all of it.
+SHAPES: dict[str, dict[str, Any]] = {
+    "one head": {"n_embd": 24, "n_layer": 2, "n_head": 1, "rotary_dim": 24, "vocab_size": 61},
+    "many heads": {"n_embd": 84, "n_layer": 3, "n_head": 7, "rotary_dim": 2, "vocab_size": 131},
+    "odd inner": {
+        "n_embd": 48,
+        "n_layer": 2,
+        "n_head": 4,
+        "rotary_dim": 6,
+        "n_inner": 37,
+        "vocab_size": 97,
+    },
+    "tied": {
+        "n_embd": 64,
+        "n_layer": 1,
+        "n_head": 2,
+        "rotary_dim": 16,
+        "vocab_size": 50,
+        "tie_word_embeddings": True,
+    },
+    "other activation": {
+        "n_embd": 40,
+        "n_layer": 2,
+        "n_head": 5,
+        "rotary_dim": 8,
+        "vocab_size": 33,
+        "activation_function": "relu",
+    },
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--large", action="store_true", help="run the large counts")
+
+
+@pytest.fixture(scope="session")
+def large(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--large"))
+
+
+@pytest.fixture(params=list(SHAPES), ids=lambda name: name.replace(" ", "_"))
+def reference(request: pytest.FixtureRequest, tmp_path: Path) -> ReferenceModel:
+    """A random fp32 GPT-J of each shape, on disk and in transformers."""
+    return make_reference(tmp_path, seed=len(request.param), **SHAPES[request.param])
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> ReferenceModel:
+    """One random fp32 GPT-J for tests that generate a lot."""
+    shape = {"n_embd": 48, "n_layer": 2, "n_head": 3, "rotary_dim": 8, "vocab_size": 67}
+    return make_reference(tmp_path_factory.mktemp("small"), seed=7, **shape)
+
+
+@pytest.fixture
+def engine(small: ReferenceModel) -> Iterator[RunningEngine]:
+    with RunningEngine(small.folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """The demo, served by a real process."""
+    with RunningServer() as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _torch() -> None:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # the models here are too small to share between threads

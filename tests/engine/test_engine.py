@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gptj_predictor.engine.engine import Engine, EngineConfig
+from gptj_predictor.engine.request import (
+    EngineDeadError,
+    Event,
+    FinishReason,
+    RequestRefusedError,
+    SamplingParams,
+)
+from gptj_predictor.model.kv_cache import StepInputs
+from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.load import load_network
+from tests.support.engines import CPU, GREEDY, RunningEngine
+from tests.support.reference import ReferenceModel
+
+SAMPLED = SamplingParams(
+    min_length=100,
+    max_length=100,
+    temperature=1.3,
+    top_k=30,
+    top_p=0.95,
+    repetition_penalty=1.1,
+    seed=42,
+)
+LONG = replace(GREEDY, min_length=128, max_length=128)
+
+
+def test_seeded_text_is_the_same_alone_and_in_a_crowd(engine: RunningEngine) -> None:
+    prompt = [5, 9, 11]
+    alone = engine.submit(prompt, SAMPLED).result()[0]
+    assert len(alone) == 97
+    crowd = [engine.submit([n + 1, 3], replace(SAMPLED, seed=n, top_k=n)) for n in range(20)]
+    again = engine.submit(prompt, SAMPLED)
+    crowd += [engine.submit([7] * (n + 1), replace(GREEDY, max_length=99)) for n in range(20)]
+    assert again.result()[0] == alone
+    others = [one.result()[0] for one in crowd]
+    assert len({tuple(tokens) for tokens in others[:20]}) == 20
+    assert engine.submit(prompt, replace(SAMPLED, seed=43)).result()[0] != alone
+
+
+def test_events_come_one_by_one_and_the_reason_last(engine: RunningEngine) -> None:
+    submitted = engine.submit([5], replace(GREEDY, min_length=8, max_length=8))
+    events = [submitted.events.get(timeout=10) for _ in range(7)]
+    assert all(event.token_id is not None for event in events)
+    assert [event.finish_reason for event in events] == [None] * 6 + [FinishReason.LENGTH]
+
+
+def test_cancel_frees_the_pages_and_the_others_go_on(
+    engine: RunningEngine, small: ReferenceModel
+) -> None:
+    doomed = engine.submit([5], LONG)
+    kept = engine.submit([6], LONG)
+    doomed.events.get(timeout=10)
+    doomed.handle.cancel()
+    doomed.handle.cancel()
+    tokens, reason = doomed.result()
+    assert reason is FinishReason.CANCELLED
+    assert len(tokens) < 127
+    assert kept.result() == (small.greedy([6], LONG), FinishReason.LENGTH)
+    assert engine.pages_in_use == 0
+    doomed.handle.cancel()  # after the end: nothing happens
+    assert engine.submit([6], LONG).result()[1] is FinishReason.LENGTH
+
+
+def test_cancel_while_waiting(small: ReferenceModel) -> None:
+    with RunningEngine(small.folder, max_batch_size=1) as engine:
+        running = engine.submit([5], LONG)
+        waiting = [engine.submit([6], LONG) for _ in range(3)]
+        waiting[1].handle.cancel()
+        assert waiting[1].result() == ([], FinishReason.CANCELLED)
+        for one in (running, waiting[0], waiting[2]):
+            assert one.result()[1] is FinishReason.LENGTH
+        assert engine.pages_in_use == 0
+
+
+def test_first_come_first_served(small: ReferenceModel) -> None:
+    """A small request does not overtake a large one that waits for pages."""
+    with RunningEngine(small.folder, kv_cache_bytes=150_000) as engine:
+        assert engine.engine.scheduler.pool.tokens < 2 * 128
+        order: list[str] = []
+
+        def note(name: str) -> threading.Event:
+            ended = threading.Event()
+
+            def sink(event: Event) -> None:
+                if event.finish_reason is not None:
+                    order.append(name)
+                    ended.set()
+
+            params = LONG if name.startswith("large") else replace(GREEDY, max_length=2)
+            engine.engine.submit([5], params, sink)
+            return ended
+
+        for ended in [note(name) for name in ("large 1", "large 2", "small")]:
+            assert ended.wait(30)
+    # It starts with the second large one, and is done long before it.
+    assert order == ["large 1", "small", "large 2"]
+
+
+def test_what_can_never_fit_is_refused(small: ReferenceModel) -> None:
+    with RunningEngine(small.folder, kv_cache_bytes=50_000) as engine:
+        fits = engine.engine.scheduler.pool.tokens
+        assert fits < 128
+        with pytest.raises(RequestRefusedError, match=f"at most {fits} do"):
+            engine.submit([5], LONG)
+        params = replace(LONG, min_length=fits, max_length=fits)
+        assert len(engine.submit([5], params).result()[0]) == fits - 1
+
+
+def test_cache_without_room_for_a_page(small: ReferenceModel) -> None:
+    with pytest.raises(ValueError, match="too small; the least is"):
+        RunningEngine(small.folder, kv_cache_bytes=1000)
+
+
+@pytest.mark.parametrize("prompt", [[], [1] * 40, [1] * 41])
+def test_prompts_that_make_no_sense(engine: RunningEngine, prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="tokens with max_length 40"):
+        engine.submit(prompt, GREEDY)
+
+
+def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) -> None:
+    """The cache loses its memory under one step, as a real out-of-memory would look."""
+    with RunningEngine(small.folder) as engine:
+        runner = engine.engine.runner
+        network, broken = runner.network, threading.Event()
+
+        class Failing(torch.nn.Module):
+            def forward(self, step: StepInputs, *rest: object) -> torch.Tensor:
+                if broken.is_set():
+                    raise torch.OutOfMemoryError("no memory left")
+                return network(step, *rest)
+
+        runner.network = Failing()  # type: ignore[assignment]
+        broken.set()
+        failed = [engine.submit([5], LONG) for _ in range(2)]
+        assert [one.result() for one in failed] == [([], FinishReason.ERROR)] * 2
+        broken.clear()
+        assert engine.pages_in_use == 0
+        assert engine.submit([6], LONG).result()[1] is FinishReason.LENGTH
+        assert engine.engine.alive
+
+
+def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
+    running = RunningEngine(small.folder)
+    with running as engine:
+
+        def plan() -> None:
+            raise AssertionError("a bug in the scheduler")
+
+        waiting = engine.submit([5], LONG)
+        waiting.events.get(timeout=10)
+        threads_hook, threading.excepthook = threading.excepthook, lambda _: None
+        try:
+            engine.engine.scheduler.plan = plan  # type: ignore[assignment, method-assign]
+            assert waiting.result()[1] is FinishReason.ERROR
+            engine.engine._thread.join(10)
+        finally:
+            threading.excepthook = threads_hook
+        assert not engine.engine.alive
+        with pytest.raises(EngineDeadError):
+            engine.submit([5], LONG)
+
+
+def test_stop_ends_what_runs(small: ReferenceModel) -> None:
+    engine = RunningEngine(small.folder)
+    with engine:
+        submitted = engine.submit([5], LONG)
+        submitted.events.get(timeout=10)
+    assert submitted.result(1)[1] in (FinishReason.CANCELLED, FinishReason.LENGTH)
+    with pytest.raises(EngineDeadError):
+        engine.submit([5], LONG)
+    engine.engine.stop()
+
+
+def test_not_started(small: ReferenceModel) -> None:
+    network = load_network(SnapshotFolder.open(small.folder), torch.float32, CPU)
+    engine = Engine(network, CPU, EngineConfig(1, 100, 4, 2**20))
+    with pytest.raises(EngineDeadError):
+        engine.submit([5], LONG, lambda _: None)
+    engine.stop()

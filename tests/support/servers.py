@@ -1,0 +1,117 @@
+"""A real server process on a real port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+NAME = "eleutherai-gpt-j-6b"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "gptj_predictor", "serve", *flags]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """This process's environment without anything that would set the server up."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GPTJ_", "KSERVE_"))}
+    return inherited | {"OMP_NUM_THREADS": "1"} | extra
+
+
+class RunningServer:
+    """``gptj-predictor serve`` with the given flags; ended with SIGTERM."""
+
+    def __init__(self, *flags: str, grpc: bool = False, **extra_environment: str) -> None:
+        self.port = free_port()
+        self.grpc_port = free_port()
+        self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115
+        ports = ["--http_port", str(self.port), "--grpc_port", str(self.grpc_port)]
+        with Path(self._log.name).open("w") as log:
+            self.process = subprocess.Popen(
+                command(*ports, "--enable_grpc", str(grpc).lower(), *flags),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment(**extra_environment),
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.client.close()
+        if self.process.poll() is None:
+            self.stop()
+        self._log.close()
+
+    @property
+    def log(self) -> str:
+        """Everything it has printed so far."""
+        return Path(self._log.name).read_text()
+
+    @property
+    def predict_path(self) -> str:
+        return f"/v1/models/{NAME}:predict"
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = 60) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(number)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def wait_until(self, path: str, status: int, timeout: float = 120) -> None:
+        """Wait for an answer with a status."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.log
+            try:
+                if self.client.get(path).status_code == status:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise TimeoutError(f"{path} did not answer {status}: {self.log}")
+
+    def wait_until_ready(self) -> None:
+        self.wait_until(f"/v1/models/{NAME}", 200)
+
+    def post(self, body: bytes | str, path: str | None = None, **options: Any) -> httpx.Response:
+        """As ``curl -d`` does it: with no Content-Type of its own but a form's."""
+        headers = {"content-type": "application/x-www-form-urlencoded"}
+        headers |= options.pop("headers", {})
+        content = body.encode() if isinstance(body, str) else body
+        return self.client.post(
+            path or self.predict_path, content=content, headers=headers, **options
+        )
+
+    def predict(self, instances: list[str], **parameters: object) -> Any:
+        """Predictions of a request that must succeed."""
+        response = self.client.post(
+            self.predict_path, json={"instances": instances, "parameters": parameters}
+        )
+        assert response.status_code == 200, response.text
+        return response.json()["predictions"]
