@@ -1,0 +1,263 @@
+"""The ``gptj-predictor`` command: flags become settings, settings become one call."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn, TypeVar, cast
+
+from pydantic import BaseModel, ValidationError
+
+from gptj_predictor import __version__
+from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.settings import (
+    MOUNTED_MODEL,
+    GenerationParameters,
+    Limits,
+    ServerSettings,
+    wire_name,
+)
+
+logger = logging.getLogger("gptj_predictor")
+
+Model = TypeVar("Model", bound=BaseModel)
+
+ENVIRONMENT_PREFIX = "GPTJ_"
+
+#: Kubernetes puts such variables into a pod for every Service in its namespace, and a Service
+#: named gptj-predictor would give names that begin as ours do.
+SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be served; one line for the user."""
+
+
+class StartError(RuntimeError):
+    """The settings are fine and the server cannot start all the same; one line for the user."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
+    parser = build_parser()
+    flags = parser.parse_args(arguments)
+    try:
+        flags.run(flags, os.environ)
+    except SettingsError as error:
+        return _complain(error, 2)
+    except StartError as error:
+        return _complain(error, 1)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _OneLineParser(
+        prog="gptj-predictor", description="Serve GPT-J behind KServe's V1 protocol."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve_parser = commands.add_parser(
+        "serve",
+        help="serve a snapshot over HTTP",
+        description="Serve a GPT-J snapshot. A flag wins over its environment variable, which "
+        f"wins over the default. The variable of --flag is {ENVIRONMENT_PREFIX}FLAG.",
+        parents=[_kserve_parser()],
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    _add_flags(serve_parser.add_argument_group("GPT-J predictor"), ServerSettings)
+    _add_flags(
+        serve_parser.add_argument_group(
+            "generation defaults", "Used where a request says nothing; see the README."
+        ),
+        GenerationParameters,
+    )
+    # kserve names every model "model"; ours has a better name if none is given.
+    serve_parser.set_defaults(run=serve, model_name=None)
+    return parser
+
+
+def _kserve_parser() -> _OneLineParser:
+    """kserve's own flags. It parses the command line when it is imported, with worse errors."""
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        from kserve.model_server import parser
+    finally:
+        sys.argv = arguments
+    return cast("_OneLineParser", parser)
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """Complains in one line instead of repeating the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _add_flags(group: argparse._ArgumentGroup, model: type[BaseModel]) -> None:
+    for name, field in model.model_fields.items():
+        default = "" if field.default is None else f" (default: {field.default})"
+        group.add_argument(
+            f"--{name}",
+            metavar=name.upper(),
+            default=argparse.SUPPRESS,
+            help=f"{field.description}{default}".replace("%", "%%"),
+            action="append" if name == "stop" else "store",
+        )
+
+
+def read_settings(
+    flags: argparse.Namespace, environment: Mapping[str, str]
+) -> tuple[ServerSettings, GenerationParameters, str | None]:
+    """Settings from flags and environment.
+
+    Returns:
+        The server's settings, the generation defaults, and ``--model_name`` if it was given.
+
+    Raises:
+        SettingsError: a value is not allowed, contradicts another, or a variable is unknown.
+    """
+    known = {*ServerSettings.model_fields, *GenerationParameters.model_fields, "model_name"}
+    given: dict[str, object] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or SERVICE_LINK.search(variable):
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in known:
+            raise SettingsError(f"environment variable {variable} is unknown")
+        given[name] = value
+    said = {name: getattr(flags, name, None) for name in known}
+    given |= {name: value for name, value in said.items() if value is not None}
+    settings = _validated(ServerSettings, given)
+    defaults = _validated(GenerationParameters, given)
+    for least, greatest in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
+        low, high = getattr(defaults, least), getattr(defaults, greatest)
+        if low is not None and high is not None and low > high:
+            raise SettingsError(f"--{least} {low} is above --{greatest} {high}")
+    if flags.workers != 1:
+        raise SettingsError(
+            f"--workers {flags.workers}: one process serves the model; use replicas for more"
+        )
+    model_name = given.get("model_name")
+    return settings, defaults, None if model_name is None else str(model_name)
+
+
+def _validated(model: type[Model], given: Mapping[str, object]) -> Model:
+    try:
+        return model.model_validate(
+            {name: value for name, value in given.items() if name in model.model_fields}
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise SettingsError(f"--{problem['loc'][0]} {problem['input']}: {problem['msg']}") from None
+
+
+def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Serve until a signal.
+
+    What can be wrong with the settings or the snapshot's headers is found before a port is bound;
+    the weights are loaded while the server already answers its probes.
+
+    Raises:
+        SettingsError: exit code 2.
+        StartError: exit code 1.
+    """
+    settings, defaults, name = read_settings(flags, environment)
+    from kserve import model_server
+
+    model_server.args = flags  # what it would have parsed itself
+    _configure_logging(flags)
+    # These take seconds to import; --help and wrong settings need not wait for them.
+    from gptj_predictor.assembly import Assembly, DeviceError
+    from gptj_predictor.engine.tokenizer import TokenizerError
+    from gptj_predictor.precision import PrecisionError
+    from gptj_predictor.server.app import PredictorServer
+    from gptj_predictor.server.generation import TextGenerator
+    from gptj_predictor.server.predictor import GPTJPredictor
+    from gptj_predictor.snapshot.folder import SnapshotError
+
+    try:
+        assembly = Assembly.prepare(_model_folder(settings), settings)
+        limits = Limits(
+            context=assembly.folder.config.n_positions,
+            vocabulary=assembly.folder.config.vocab_size,
+            max_instances=settings.max_instances,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        predictor = GPTJPredictor(
+            name or wire_name(settings.model_id),
+            defaults=_fit_defaults(defaults, limits),
+            limits=limits,
+            load=lambda: TextGenerator(assembly.start_engine(), assembly.tokenizer),
+        )
+        server = PredictorServer(
+            predictor, flags, receive_timeout_seconds=settings.receive_timeout_seconds
+        )
+        server.run()
+    except (DeviceError, PrecisionError) as error:
+        raise SettingsError(str(error)) from error
+    except (SnapshotError, TokenizerError, OSError, MemoryError, RuntimeError) as error:
+        logger.debug("the start failed", exc_info=True)
+        raise StartError(str(error) or type(error).__name__) from error
+
+
+def _model_folder(settings: ServerSettings) -> Path:
+    if settings.model is not None:
+        return settings.model
+    if MOUNTED_MODEL.is_dir() and any(MOUNTED_MODEL.iterdir()):
+        logger.info("no --model given: serving what is mounted at %s", MOUNTED_MODEL)
+        return MOUNTED_MODEL
+    logger.warning(
+        "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a few "
+        "million parameters that shows the interface and not GPT-J-6B's answers",
+        MOUNTED_MODEL,
+    )
+    return DEMO_SNAPSHOT
+
+
+def _fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:
+    """The generation defaults within the model's limits.
+
+    Raises:
+        SettingsError: a default that was set is beyond them.
+    """
+    # The built-in max_length and top_k are for GPT-J-6B; a smaller model has less of both.
+    fitted = defaults.model_copy(
+        update={
+            name: min(getattr(defaults, name), greatest)
+            for name, greatest in (("max_length", limits.context), ("top_k", limits.vocabulary))
+            if name not in defaults.model_fields_set
+        }
+    )
+    exceeded = limits.exceeded_by(fitted)
+    if exceeded is not None:
+        raise SettingsError(
+            f"--{exceeded} {getattr(fitted, exceeded)} is not allowed with this model; "
+            f"use {limits.allowed()[exceeded]}"
+        )
+    return fitted
+
+
+def _configure_logging(flags: argparse.Namespace) -> None:
+    if not flags.configure_logging:
+        return
+    from kserve import logging as kserve_logging
+
+    kserve_logging.configure_logging(flags.log_config_file)
+    if not logger.handlers:  # a log_config_file may have given us our own
+        for handler in kserve_logging.logger.handlers:
+            logger.addHandler(handler)
+        logger.setLevel(kserve_logging.logger.level)
+        logger.propagate = False
+
+
+def _complain(error: Exception, code: int) -> int:
+    text = " ".join(str(error).split())
+    print(f"gptj-predictor: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,1 @@
+"""Wire formats in, engine calls out. Knows nothing of tensors."""

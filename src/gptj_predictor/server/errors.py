@@ -1,0 +1,90 @@
+"""Every error as ``{"error": "..."}``, without a path, a traceback or a class name."""
+
+from __future__ import annotations
+
+from grpc_interceptor.exceptions import PermissionDenied, Unimplemented
+from kserve.errors import (
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    ServerNotLive,
+    ServerNotReady,
+)
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+
+from gptj_predictor.engine.request import EngineDeadError
+from gptj_predictor.server.guard import refusal_reason
+
+#: What a client is told to wait before it asks again, in seconds.
+RETRY_AFTER_SECONDS = 5
+
+_STATUS = {
+    InvalidInput: 400,
+    PermissionDenied: 403,
+    ModelNotFound: 404,
+    Unimplemented: 501,
+    ModelNotReady: 503,
+    ServerNotLive: 503,
+    ServerNotReady: 503,
+}
+
+
+class RepositoryClosedError(PermissionDenied):
+    """Load and unload calls are refused: a passer-by must not be able to unload the model."""
+
+    def __init__(self) -> None:
+        super().__init__("this server does not load or unload models on request")
+
+    def __str__(self) -> str:
+        return str(self.details)
+
+
+def add_error_handlers(app: Starlette) -> None:
+    """Answer every exception that a route may raise."""
+    for kind in _STATUS:
+        app.add_exception_handler(kind, _answer_known)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(EngineDeadError, _answer_engine_dead)
+    app.add_exception_handler(ClientDisconnect, _pass_on)
+    app.add_exception_handler(Exception, _answer_unknown)
+
+
+async def _answer_known(request: Request, error: Exception) -> JSONResponse:
+    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    return _response(request, status, str(error))
+
+
+async def _answer_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"no such route: {request.method} {request.url.path[:200]}"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another method")
+        detail = f"{request.method} is not allowed here; use {allowed}"
+    return _response(request, error.status_code, detail, dict(error.headers or {}))
+
+
+async def _answer_engine_dead(request: Request, error: Exception) -> JSONResponse:
+    return _response(request, 503, "the engine has stopped; the server needs a restart")
+
+
+async def _pass_on(request: Request, error: Exception) -> JSONResponse:
+    raise error  # there is nobody left to answer; the guard notes it
+
+
+async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:
+    return _response(request, 500, "internal error; the server's log has the details")
+
+
+def _response(
+    request: Request, status: int, text: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    headers = headers or {}
+    if status == 503:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    refusal_reason(request.scope, text)
+    return JSONResponse({"error": text}, status_code=status, headers=headers)

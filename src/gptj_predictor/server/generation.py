@@ -1,0 +1,190 @@
+"""From prompts to texts: the part of the server that no wire format shows through."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kserve.errors import InvalidInput
+
+from gptj_predictor.engine.engine import Engine, Handle
+from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError, SamplingParams
+from gptj_predictor.engine.tokenizer import Detokenizer, Tokenizer
+from gptj_predictor.settings import GenerationParameters
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What every protocol's request becomes.
+
+    Attributes:
+        prompts: One text per instance.
+        parameters: What the client said over the server's defaults.
+        said: The names of the parameters that the client said, as opposed to the defaults.
+    """
+
+    prompts: tuple[str, ...]
+    parameters: GenerationParameters
+    said: frozenset[str]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """One instance, ready for the engine: ``params`` differ between its sequences in the seed."""
+
+    text: str
+    token_ids: list[int]
+    params: tuple[SamplingParams, ...]
+
+
+class GenerationFailedError(RuntimeError):
+    """The engine could not finish a sequence; the text is for the log, not for the client."""
+
+
+class TextGenerator:
+    """A tokenizer and an engine, from text to text."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.engine = engine
+        self._tokenizer = tokenizer
+
+    async def tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
+        """Tokenize all prompts and settle their lengths, beside the event loop.
+
+        Raises:
+            InvalidInput: a prompt is too long for its ``max_length``, or lengths contradict.
+        """
+        return await asyncio.to_thread(self._tokenize, request)
+
+    def _tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
+        parameters = request.parameters
+        seed = parameters.seed if parameters.seed is not None else secrets.randbits(63)
+        tokenized = []
+        for number, text in enumerate(request.prompts):
+            token_ids = self._tokenizer.encode(text) or [self._begin_of_text()]
+            shortest, longest = self._lengths(request, number, len(token_ids))
+            params = tuple(
+                SamplingParams(
+                    min_length=shortest,
+                    max_length=longest,
+                    temperature=parameters.temperature if parameters.do_sample else 0.0,
+                    top_k=parameters.top_k,
+                    top_p=parameters.top_p,
+                    repetition_penalty=parameters.repetition_penalty,
+                    seed=(seed + index) % 2**63,
+                )
+                for index in range(parameters.num_return_sequences)
+            )
+            tokenized.append(TokenizedPrompt(text, token_ids, params))
+        return tokenized
+
+    def _begin_of_text(self) -> int:
+        token_id = self._tokenizer.bos_token_id
+        if token_id is None:
+            raise InvalidInput("instances: an empty prompt; this model has no begin-of-text token")
+        return token_id
+
+    def _lengths(self, request: GenerationRequest, number: int, prompt: int) -> tuple[int, int]:
+        """The least and the greatest total length of one instance's sequences."""
+        parameters, context = request.parameters, self.engine.context
+        where = f"instances[{number}]"
+        if parameters.max_new_tokens is not None:
+            longest_name, longest = "max_new_tokens", prompt + parameters.max_new_tokens
+            if longest > context:
+                raise InvalidInput(
+                    f"{where} has {prompt} tokens; with max_new_tokens "
+                    f"{parameters.max_new_tokens} that is {longest}, and the context is {context}"
+                )
+        else:
+            longest_name, longest = "max_length", parameters.max_length
+            if prompt >= longest:
+                raise InvalidInput(
+                    f"{where} has {prompt} tokens and max_length is {longest}, prompt included; "
+                    f"shorten the prompt or raise max_length (at most {context})"
+                )
+        if parameters.min_new_tokens is not None:
+            shortest_name, shortest = "min_new_tokens", prompt + parameters.min_new_tokens
+        else:
+            shortest_name, shortest = "min_length", parameters.min_length
+        if shortest > longest:
+            if shortest_name in request.said:
+                raise InvalidInput(
+                    f"parameters.{shortest_name}: {where} would need at least {shortest} tokens "
+                    f"and {longest_name} allows {longest}, prompt included"
+                )
+            shortest = longest  # a default gives way
+        return shortest, longest
+
+    async def generate(
+        self, prompts: Sequence[TokenizedPrompt], parameters: GenerationParameters
+    ) -> list[list[str]]:
+        """Generate all sequences of all prompts together.
+
+        Returns:
+            For every prompt, its texts in order.
+
+        Raises:
+            InvalidInput: a sequence can never fit the KV cache.
+            GenerationFailedError: the engine failed on one of them; the others are cancelled.
+            EngineDeadError: the engine does not run.
+        """
+        streams: list[_TextStream] = []
+        try:
+            for prompt in prompts:
+                for params in prompt.params:
+                    streams.append(self._start(prompt, params, parameters))
+            texts = iter(await asyncio.gather(*(stream.text() for stream in streams)))
+        except RequestRefusedError as error:
+            raise InvalidInput(f"parameters.max_length: {error}") from error
+        finally:
+            for stream in streams:
+                stream.cancel()
+        return [
+            [
+                (prompt.text if parameters.return_full_text else "") + next(texts)
+                for _ in prompt.params
+            ]
+            for prompt in prompts
+        ]
+
+    def _start(
+        self, prompt: TokenizedPrompt, params: SamplingParams, parameters: GenerationParameters
+    ) -> _TextStream:
+        stream = _TextStream(Detokenizer(self._tokenizer, parameters.stop_strings))
+        stream.handle = self.engine.submit(prompt.token_ids, params, stream.put)
+        return stream
+
+
+class _TextStream:
+    """One sequence's events, brought from the engine's thread to the event loop as text."""
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self.handle: Handle | None = None
+        self._detokenizer = detokenizer
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Take an event; called in the engine's thread."""
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def cancel(self) -> None:
+        """Stop the sequence if it still runs."""
+        if self.handle is not None and not self._ended:
+            self.handle.cancel()
+
+    async def text(self) -> str:
+        """Wait for the end, or for a stop string, and return the text."""
+        parts = []
+        while not self._ended and not self._detokenizer.stopped:
+            event = await self._events.get()
+            self._ended = event.finish_reason is not None
+            if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+                raise GenerationFailedError(event.error or event.finish_reason)
+            if event.token_id is not None:
+                parts.append(self._detokenizer.add(event.token_id))
+        parts.append(self._detokenizer.finish())
+        return "".join(parts)

@@ -1,0 +1,159 @@
+"""The V1 protocol: ``POST /v1/models/NAME:predict``."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import orjson
+from kserve.errors import InvalidInput
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gptj_predictor.server.generation import GenerationRequest
+from gptj_predictor.settings import GenerationParameters, Limits
+
+#: How much of a bad value an error repeats.
+SHOWN_CHARACTERS = 60
+
+
+class V1Request(BaseModel):
+    """A V1 request's body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    instances: list[str] = Field(min_length=1, description="The prompts.")
+    parameters: GenerationParameters = Field(
+        GenerationParameters(), description="Names in any letter case."
+    )
+
+    @classmethod
+    def openapi_schema(cls) -> dict[str, Any]:
+        """The JSON schema, in one piece: OpenAPI resolves references elsewhere."""
+        schema = cls.model_json_schema()
+        schema["properties"]["parameters"] = schema.pop("$defs")["GenerationParameters"]
+        return schema
+
+
+class GeneratedText(BaseModel):
+    """One generated sequence."""
+
+    generated_text: str
+
+
+class V1Response(BaseModel):
+    """A V1 response: one instance's sequences, or a list of them per instance."""
+
+    predictions: list[GeneratedText] | list[list[GeneratedText]]
+
+
+class ErrorResponse(BaseModel):
+    """Any error."""
+
+    error: str
+
+
+def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -> GenerationRequest:
+    """Read a body, whatever its Content-Type says.
+
+    Raises:
+        InvalidInput: the field, its value and what is allowed.
+    """
+    raw = _parse_json(body)
+    if not isinstance(raw, dict):
+        raise InvalidInput(f"the body is {_shown(raw)}; it must be an object with instances")
+    if isinstance(raw.get("parameters"), dict):
+        raw = raw | {"parameters": _with_lower_case_names(raw["parameters"])}
+    try:
+        request = V1Request.model_validate(raw, strict=True)
+    except ValidationError as error:
+        raise InvalidInput(_explain(error, limits)) from None
+    if len(request.instances) > limits.max_instances:
+        raise InvalidInput(
+            f"instances: {len(request.instances)} prompts; allowed are 1 to {limits.max_instances}"
+        )
+    exceeded = limits.exceeded_by(request.parameters)
+    if exceeded is not None:
+        value = getattr(request.parameters, exceeded)
+        raise InvalidInput(_not_allowed(exceeded, value, limits))
+    parameters = request.parameters.over(defaults)
+    said = frozenset(request.parameters.model_fields_set)
+    _check_order(parameters, said)
+    return GenerationRequest(tuple(request.instances), parameters, said)
+
+
+def format_response(texts: list[list[str]]) -> dict[str, Any]:
+    """Texts per prompt as a body; a single instance is flat, as the tutorial shows it."""
+    predictions = [[{"generated_text": text} for text in sequences] for sequences in texts]
+    return {"predictions": predictions[0] if len(predictions) == 1 else predictions}
+
+
+def _parse_json(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "surrogate" in str(error) and body.isascii():
+            raise InvalidInput(
+                "the body has a lone surrogate (\\ud800 to \\udfff); text must be valid Unicode"
+            ) from None
+        raise InvalidInput(f"the body is not JSON: {error}") from None
+
+
+def _with_lower_case_names(parameters: dict[str, Any]) -> dict[str, Any]:
+    lowered: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name.lower() in lowered:
+            raise InvalidInput(f"parameters.{name[:SHOWN_CHARACTERS]}: given more than once")
+        lowered[name.lower()] = value
+    return lowered
+
+
+def _explain(error: ValidationError, limits: Limits) -> str:
+    """The first problem, in our words."""
+    problem = error.errors(include_url=False)[0]
+    location = problem["loc"]
+    if problem["type"] == "extra_forbidden":
+        known = GenerationParameters if location[0] == "parameters" else V1Request
+        return _unknown_name(location, list(known.model_fields))
+    if location[0] == "parameters" and len(location) > 1:
+        return _not_allowed(str(location[1]), problem["input"], limits)
+    if location == ("parameters",):
+        return f"parameters: {_shown(problem['input'])} is not allowed; it must be an object"
+    if problem["type"] == "missing":
+        return "instances: missing; it must be a list of strings"
+    if len(location) > 1:
+        return f"instances[{location[1]}]: {_shown(problem['input'])} is not a string"
+    return (
+        f"instances: {_shown(problem['input'])} is not allowed; it must be a list of 1 to "
+        f"{limits.max_instances} strings"
+    )
+
+
+def _unknown_name(location: tuple[int | str, ...], known: list[str]) -> str:
+    name = str(location[-1])
+    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)
+    path = "".join(f"{part}." for part in location[:-1])
+    return f"{path}{_cut(name)}: unknown; did you mean {nearest[0]}? Known are {', '.join(known)}"
+
+
+def _not_allowed(name: str, value: object, limits: Limits) -> str:
+    return f"parameters.{name}: {_shown(value)} is not allowed; use {limits.allowed()[name]}"
+
+
+def _check_order(parameters: GenerationParameters, said: frozenset[str]) -> None:
+    """Refuse a least length above a greatest one where no prompt is needed to see it."""
+    for least, greatest in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
+        low, high = getattr(parameters, least), getattr(parameters, greatest)
+        if least in said and low is not None and high is not None and low > high:
+            origin = "" if greatest in said else " (the server's default)"
+            raise InvalidInput(f"parameters.{least}: {low} is above {greatest} {high}{origin}")
+
+
+def _shown(value: object) -> str:
+    try:
+        return _cut(orjson.dumps(value).decode())
+    except (TypeError, orjson.JSONEncodeError):
+        return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

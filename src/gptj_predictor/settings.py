@@ -1,0 +1,212 @@
+"""Every setting and its default, in one place."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+
+from gptj_predictor.precision import Precision
+
+#: Where KServe mounts the volume that ``storageUri`` names.
+MOUNTED_MODEL = Path("/mnt/models")
+
+#: The id that the wire name is made from when none is given.
+DEFAULT_MODEL_ID = "EleutherAI/gpt-j-6B"
+
+
+def _temperature(value: float) -> float:
+    if value != 0 and not 0.01 <= value <= 5:
+        raise ValueError("0, or 0.01 to 5")
+    return value
+
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class GenerationParameters(BaseModel):
+    """How text is generated: a request's ``parameters``, and the server's defaults for them.
+
+    The model adds its own limits (:class:`Limits`): lengths end at the context, ``top_k`` at the
+    vocabulary.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    min_length: int = Field(
+        1, ge=0, description="Least total length in tokens, prompt included; at most the context."
+    )
+    max_length: int = Field(
+        1024,
+        ge=1,
+        description="Greatest total length in tokens, prompt included; at most the context.",
+    )
+    min_new_tokens: int | None = Field(
+        None, ge=0, description="Least number of new tokens; wins over min_length."
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="Greatest number of new tokens; wins over max_length."
+    )
+    temperature: Annotated[float, AfterValidator(_temperature)] = Field(
+        1.0, ge=0, le=5, description="0 for the most likely token each time, or 0.01 to 5."
+    )
+    top_k: int = Field(
+        50, ge=0, description="Sample among the k most likely tokens; 0 for all of them."
+    )
+    top_p: float = Field(
+        0.9, gt=0, le=1, description="Sample among the likeliest tokens that sum to p."
+    )
+    repetition_penalty: float = Field(
+        1.0, ge=0.1, le=10, description="Above 1 avoids tokens of the prompt and the output."
+    )
+    do_sample: bool = Field(True, description="false takes the most likely token each time.")
+    seed: int | None = Field(
+        None, ge=0, lt=2**63, description="Same prompt, parameters and seed: same text."
+    )
+    num_return_sequences: int = Field(1, ge=1, le=8, description="Texts per prompt.")
+    stop: StopString | Annotated[list[StopString], Field(min_length=1, max_length=4)] | None = (
+        Field(
+            None,
+            description="The text ends before this string; up to 4 strings of up to 64 characters.",
+        )
+    )
+    return_full_text: bool = Field(
+        True, description="Whether generated_text begins with the prompt."
+    )
+
+    def over(self, defaults: GenerationParameters) -> GenerationParameters:
+        """These parameters, with the defaults where nothing was said.
+
+        A default length gives way to a length that was said: it never contradicts a request.
+        """
+        said = self.model_dump(exclude_unset=True)
+        merged = defaults.model_dump() | said
+        if "max_length" in said and "max_new_tokens" not in said:
+            merged["max_new_tokens"] = None
+        if "min_length" in said and "min_new_tokens" not in said:
+            merged["min_new_tokens"] = None
+        return GenerationParameters.model_construct(_fields_set=set(said), **merged)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as a tuple."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the loaded model and the server allow.
+
+    Attributes:
+        context: Tokens of the longest sequence.
+        vocabulary: Number of tokens.
+        max_instances: Prompts in one request.
+        max_body_bytes: Size of a request's body.
+    """
+
+    context: int
+    vocabulary: int
+    max_instances: int
+    max_body_bytes: int
+
+    def allowed(self) -> dict[str, str]:
+        """For every parameter, what a client may send."""
+        length = f"an integer from 1 to {self.context}"
+        length_or_zero = f"an integer from 0 to {self.context}"
+        return {
+            "min_length": length_or_zero,
+            "max_length": length,
+            "min_new_tokens": length_or_zero,
+            "max_new_tokens": length,
+            "temperature": "0, or a number from 0.01 to 5",
+            "top_k": f"an integer from 0 (off) to {self.vocabulary}",
+            "top_p": "a number above 0 and up to 1",
+            "repetition_penalty": "a number from 0.1 to 10",
+            "do_sample": "true or false",
+            "seed": f"an integer from 0 to {2**63 - 1}",
+            "num_return_sequences": "an integer from 1 to 8",
+            "stop": "a string of 1 to 64 characters, or a list of 1 to 4 of them",
+            "return_full_text": "true or false",
+        }
+
+    def exceeded_by(self, parameters: GenerationParameters) -> str | None:
+        """The name of a parameter beyond the model's own limits, if there is one."""
+        greatest = {
+            "min_length": self.context,
+            "max_length": self.context,
+            "min_new_tokens": self.context,
+            "max_new_tokens": self.context,
+            "top_k": self.vocabulary,
+        }
+        for name, limit in greatest.items():
+            value = getattr(parameters, name)
+            if value is not None and value > limit:
+                return name
+        return None
+
+
+class ServerSettings(BaseModel):
+    """How the server is set up; each field is a flag of ``gptj-predictor serve``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path | None = Field(
+        None,
+        description=f"Snapshot folder. Default: {MOUNTED_MODEL} if something is mounted there, "
+        "else the bundled demo.",
+    )
+    model_id: str = Field(
+        DEFAULT_MODEL_ID,
+        min_length=1,
+        description="Model id that --model_name is made from where it is not given.",
+    )
+    precision: Precision = Field(
+        Precision.AUTO,
+        description="auto: by device; native: as the checkpoint is stored; or fp16, bfloat16.",
+    )
+    device: str = Field(
+        "auto",
+        description="auto (the first GPU if there is one), cpu, cuda or cuda:N.",
+    )
+    max_batch_size: int = Field(
+        256, ge=1, description="Sequences that are decoded together; more wait their turn."
+    )
+    max_prefill_tokens: int = Field(
+        4096, ge=1, description="Prompt tokens that one step takes in; a longer prompt goes alone."
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Upper limit for the KV cache in GiB. Default: 90 percent of the GPU memory "
+        "that the weights leave; on a CPU a quarter of the free memory, at most 4.",
+    )
+    max_instances: int = Field(32, ge=1, description="Prompts in one request.")
+    max_body_bytes: int = Field(2_000_000, ge=1, description="Greatest size of a request's body.")
+    receive_timeout_seconds: float = Field(
+        30, gt=0, description="Time for a request to arrive whole; then its connection is closed."
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        kind, _, index = value.partition(":")
+        if value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()):
+            return value
+        raise ValueError("allowed are auto, cpu, cuda and cuda:N")
+
+
+def wire_name(model_id: str) -> str:
+    """The model id as it stands in a URL: lower case, only letters, digits, ``_`` and ``-``."""
+    return re.sub(r"[^a-z0-9_-]", "-", model_id.lower())

@@ -1,0 +1,162 @@
+"""The server process: its start, its end, its probes and its other doors."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
+
+from gptj_predictor.settings import GenerationParameters
+from tests.support.servers import NAME, RunningServer, command, environment
+from tests.support.sparse import write_sparse_snapshot
+
+READY_PATHS = (f"/v1/models/{NAME}", f"/v2/models/{NAME}/ready", "/v2/health/ready")
+LIVE_PATHS = ("/", "/v2/health/live")
+
+
+@pytest.fixture(scope="module")
+def slow_to_load(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Large enough that the server can be looked at while it loads; takes no disk."""
+    folder = tmp_path_factory.mktemp("slow")
+    write_sparse_snapshot(folder, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
+    return folder
+
+
+def test_not_loaded_yet(slow_to_load: Path) -> None:
+    """Alive at once; not ready, and 503 with Retry-After, until the weights are loaded."""
+    with RunningServer("--model", str(slow_to_load), "--precision", "native") as server:
+        server.wait_until("/", 200)
+        for path in READY_PATHS:
+            assert server.client.get(path).status_code == 503
+        response = server.post('{"instances": ["a"]}')
+        assert response.status_code == 503
+        assert response.json() == {"error": f"Model with name {NAME} is not ready."}
+        assert int(response.headers["retry-after"]) > 0
+        assert "is ready" not in server.log  # it really was still loading
+        for path in LIVE_PATHS:
+            assert server.client.get(path).status_code == 200
+        server.wait_until_ready()
+        for path in READY_PATHS:
+            assert server.client.get(path).status_code == 200
+        assert server.predict(["a"], max_new_tokens=1)
+
+
+def test_sigterm_while_loading(slow_to_load: Path) -> None:
+    with RunningServer("--model", str(slow_to_load), "--precision", "native") as server:
+        server.wait_until("/", 200)
+        assert server.stop() == 0
+        assert "is ready" not in server.log
+
+
+def test_sigterm_while_importing() -> None:
+    process = subprocess.Popen(command(), stderr=subprocess.PIPE, env=environment())
+    time.sleep(0.7)
+    process.terminate()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert b"Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+def test_signals_end_it(number: signal.Signals) -> None:
+    with RunningServer(grpc=True) as server:
+        server.wait_until_ready()
+        assert server.stop(number) == 0
+        assert "Traceback" not in server.log
+
+
+def test_weights_that_break_after_the_start_was_checked(slow_to_load: Path) -> None:
+    """Cut off while it loads: one line, exit code 1, and never ready."""
+    folder = slow_to_load.parent / "cut"
+    folder.mkdir()
+    size = write_sparse_snapshot(folder, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
+    with RunningServer("--model", str(folder), "--precision", "native") as server:
+        server.wait_until("/", 200)
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(size // 2)
+        assert server.process.wait(60) == 1
+        assert "cannot be read" in server.log.splitlines()[-1]
+        assert "Traceback" not in server.log
+
+
+def test_probes_are_answered_while_it_generates(server: RunningServer) -> None:
+    body = {"instances": ["The"] * 32, "parameters": {"min_length": 400, "max_length": 400}}
+    done = threading.Event()
+
+    def generate() -> None:
+        with httpx.Client(base_url=server.client.base_url, timeout=120) as client:
+            assert client.post(server.predict_path, json=body).status_code == 200
+        done.set()
+
+    thread = threading.Thread(target=generate)
+    thread.start()
+    probes = 0
+    while not done.is_set():
+        assert server.client.get("/v2/health/ready").status_code == 200
+        probes += 1
+        time.sleep(0.01)
+    thread.join()
+    # A probe that had to wait for the generation would have been the only one.
+    assert probes > 20
+
+
+def test_what_can_never_fit_the_cache() -> None:
+    with RunningServer("--kv_cache_gib", "0.001") as server:
+        server.wait_until_ready()
+        response = server.post('{"instances": ["a"], "parameters": {"max_length": 2000}}')
+        assert response.status_code == 400
+        error = response.json()["error"]
+        assert "2000 tokens" in error
+        fits = int(error.split("at most ")[1].split()[0])
+        assert server.predict(["a"], max_length=fits, min_length=fits)
+
+
+def test_openapi_document_has_the_schema(server: RunningServer) -> None:
+    document = server.client.get("/openapi.json").json()
+    paths = document["paths"]
+    operation = paths["/v1/models/{model_name}:predict"]["post"]
+    schema = operation["requestBody"]["content"]["application/json"]["schema"]
+    assert schema["required"] == ["instances"]
+    parameters = schema["properties"]["parameters"]
+    assert set(parameters["properties"]) == set(GenerationParameters.model_fields)
+    assert parameters["additionalProperties"] is False
+    assert parameters["properties"]["top_p"]["maximum"] == 1
+    assert "$ref" not in str(schema)
+    assert {"200", "400", "404", "413", "415", "503"} <= set(operation["responses"])
+    assert "get" not in paths["/v1/models/{model_name}:predict"]
+
+
+def test_metrics(server: RunningServer) -> None:
+    server.predict(["a"], max_new_tokens=1)
+    text = server.client.get("/metrics").text
+    assert f'request_predict_seconds_count{{model_name="{NAME}"}}' in text
+
+
+def test_grpc() -> None:
+    """Health is true, the repository is closed, inference is honestly missing."""
+    with RunningServer(grpc=True) as server:
+        server.wait_until_ready()
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            stub = pb_grpc.GRPCInferenceServiceStub(channel)
+            assert stub.ServerLive(pb.ServerLiveRequest()).live
+            assert stub.ServerReady(pb.ServerReadyRequest()).ready
+            assert stub.ModelReady(pb.ModelReadyRequest(name=NAME)).ready
+            for call, request in (
+                (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name=NAME)),
+                (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=NAME)),
+            ):
+                with pytest.raises(grpc.RpcError) as refused:
+                    call(request)
+                assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            with pytest.raises(grpc.RpcError) as missing:
+                stub.ModelInfer(pb.ModelInferRequest(model_name=NAME))
+            assert missing.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert server.predict(["a"], max_new_tokens=1)
