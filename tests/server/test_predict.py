@@ -116,6 +116,7 @@ def test_seed(native: RunningServer) -> None:
 def test_without_a_seed_texts_differ(native: RunningServer) -> None:
     chosen = {"temperature": 2, "max_new_tokens": 40}
     assert len({texts([native.predict(PROMPTS[:1], **chosen)])[0] for _ in range(3)}) == 3
+    assert len(set(texts(native.predict(PROMPTS[:1] * 4, **chosen)))) == 4
 
 
 def test_num_return_sequences(native: RunningServer) -> None:

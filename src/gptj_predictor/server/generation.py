@@ -60,11 +60,12 @@ class TextGenerator:
 
     def _tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
         parameters = request.parameters
-        seed = parameters.seed if parameters.seed is not None else secrets.randbits(63)
         tokenized = []
         for number, text in enumerate(request.prompts):
             token_ids = self._tokenizer.encode(text) or [self._begin_of_text()]
             shortest, longest = self._lengths(request, number, len(token_ids))
+            # Each prompt its own: from one seed, like prompts would be continued alike.
+            seed = parameters.seed if parameters.seed is not None else secrets.randbits(63)
             params = tuple(
                 SamplingParams(
                     min_length=shortest,
