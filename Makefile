@@ -30,7 +30,7 @@ format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff format .
 
 demo: $(VENV)/.dev ## Train the bundled demo snapshot anew
-	$(BIN)/python tools/make_demo_snapshot.py
+	$(BIN)/python tools/make_demo_snapshot.py --output src/gptj_predictor/demo/snapshot
 
 clean: ## Remove the virtual environment and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
