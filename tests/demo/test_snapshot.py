@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GPTJForCausalLM
@@ -21,7 +22,8 @@ def test_it_is_small_and_whole() -> None:
 
 
 def test_transformers_loads_it_without_a_remark() -> None:
-    _, info = GPTJForCausalLM.from_pretrained(DEMO_SNAPSHOT, output_loading_info=True)
+    loaded: Any = GPTJForCausalLM.from_pretrained(DEMO_SNAPSHOT, output_loading_info=True)
+    info = loaded[1]
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert not info["mismatched_keys"]

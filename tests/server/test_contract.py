@@ -232,6 +232,14 @@ def test_method_not_allowed(server: RunningServer, method: str) -> None:
     assert "POST" in response.json()["error"]
 
 
+@pytest.mark.parametrize("call", [f"{NAME}:predic", f"{NAME}:explain", NAME])
+def test_unknown_call(server: RunningServer, call: str) -> None:
+    """The tutorial's few-shot queries end in ":predic", and people paste them."""
+    response = server.post(body(), f"/v1/models/{call}")
+    assert response.status_code == 404
+    assert f"POST /v1/models/{call}; use NAME:predict" in response.json()["error"]
+
+
 def test_unknown_route(server: RunningServer) -> None:
     response = server.post(body(), "/v3/models/x")
     assert response.status_code == 404

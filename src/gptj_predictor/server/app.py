@@ -134,6 +134,11 @@ def _v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         "/models/{model_name}:predict", predict_with_get, methods=["GET"], include_in_schema=False
     )
 
+    @router.post("/models/{call}", include_in_schema=False)
+    async def unknown_call(call: str) -> None:
+        # The tutorial's own few-shot queries end in ":predic".
+        raise HTTPException(404, f"no such call: POST /v1/models/{call[:200]}; use NAME:predict")
+
     @router.get("/models/{model_name}")
     async def model_ready(model_name: str) -> dict[str, str | bool]:
         if not await dataplane.model_ready(model_name):

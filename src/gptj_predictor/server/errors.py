@@ -60,7 +60,7 @@ async def _answer_known(request: Request, error: Exception) -> JSONResponse:
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     detail = error.detail
-    if error.status_code == 404:
+    if error.status_code == 404 and detail == "Not Found":  # the router's own
         detail = f"no such route: {request.method} {request.url.path[:200]}"
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
