@@ -32,9 +32,17 @@ class SnapshotError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor of the checkpoint lies."""
+    """Where one tensor of the checkpoint lies.
+
+    Attributes:
+        file: The safetensors file.
+        offset: Byte of the file where its values begin.
+        dtype: Of its values.
+        shape: Of the tensor, whose values follow each other row by row.
+    """
 
     file: Path
+    offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
 
@@ -113,21 +121,43 @@ def _read_headers(path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in _weight_files(path):
         try:
-            with safe_open(file, framework="pt") as opened:
+            offsets = _value_offsets(file)
+            with safe_open(file, framework="pt") as opened:  # checks all of the header
                 for name in opened.keys():  # noqa: SIM118 - not a dict
                     header = opened.get_slice(name)
                     if name.endswith(CONSTANT_BUFFERS):
                         continue
                     tensors[name] = StoredTensor(
                         file=file,
+                        offset=offsets[name],
                         dtype=_float_dtype(file, name, header.get_dtype()),
                         shape=tuple(header.get_shape()),
                     )
-        except (SafetensorError, OSError) as error:
+        except SnapshotError:
+            raise
+        except (SafetensorError, OSError, ValueError, LookupError) as error:
             raise SnapshotError(
                 f"{file} is not a whole safetensors file ({error}); fetch it again"
             ) from error
     return tensors
+
+
+def _value_offsets(file: Path) -> dict[str, int]:
+    """Where each tensor's values begin.
+
+    A safetensors file is the header's length in 8 bytes, little endian, the header as JSON, and the
+    values, whose offsets count from the header's end (safetensors' README, "Format").
+    """
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(opened.read(length))
+    return {
+        name: 8 + length + entry["data_offsets"][0]
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _float_dtype(file: Path, name: str, dtype: str) -> torch.dtype:

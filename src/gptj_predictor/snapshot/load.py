@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder
+from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder, StoredTensor
 
 
 def check_tensors(folder: SnapshotFolder) -> None:
@@ -37,8 +36,9 @@ def load_network(folder: SnapshotFolder, dtype: torch.dtype, device: torch.devic
     """Build the network and copy every stored tensor into its place, casting on the way.
 
     The network is first laid out without memory, then allocated once in ``dtype`` on ``device``,
-    then filled tensor by tensor. Each tensor's file is mapped only while it is copied, so that the
-    process never holds more than the network and one tensor.
+    then filled tensor by tensor: straight into place where that is possible, else by way of one
+    tensor's copy. Files are read, not mapped: a mapped file that is cut off, or a volume that goes
+    away, would kill the process without a word.
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
@@ -46,14 +46,34 @@ def load_network(folder: SnapshotFolder, dtype: torch.dtype, device: torch.devic
     check_tensors(folder)
     network = _empty_network(folder, dtype)
     network.allocate(device)
-    for name, destination in network.checkpoint_views().items():
+    for name, place in network.checkpoint_views().items():
         stored = folder.tensors[name]
         try:
-            with safe_open(stored.file, framework="pt") as opened:
-                destination.copy_(opened.get_tensor(name))
-        except (SafetensorError, OSError, RuntimeError) as error:
+            if place.device.type == "cpu" and place.dtype is stored.dtype and place.is_contiguous():
+                _read_into(place, stored)
+            else:
+                copy = torch.empty(stored.shape, dtype=stored.dtype)
+                _read_into(copy, stored)
+                place.copy_(copy)
+        except OSError as error:
             raise SnapshotError(f"{stored.file}: tensor {name} cannot be read: {error}") from error
     return network.eval()
+
+
+def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
+    """Fill a contiguous CPU tensor of the stored dtype and shape from its file.
+
+    Raises:
+        OSError: the file cannot be read, or ends too early.
+    """
+    left = tensor.view(torch.uint8).numpy().data.cast("B")
+    with stored.file.open("rb", buffering=0) as file:
+        file.seek(stored.offset)
+        while left:
+            count = file.readinto(left)
+            if not count:
+                raise OSError("the file ends too early")
+            left = left[count:]
 
 
 def _empty_network(folder: SnapshotFolder, dtype: torch.dtype) -> GPTJNetwork:
