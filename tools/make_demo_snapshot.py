@@ -180,7 +180,8 @@ def write_card(
 
 def measure(folder: Path, arguments: argparse.Namespace) -> list[str]:
     """Evaluate a snapshot, print the results and return them as lines of Markdown."""
-    torch.set_num_threads(arguments.cores)
+    # One token at a time leaves nothing to share out among cores.
+    torch.set_num_threads(1)
     # More documents than any run of these steps can have read.
     read = arguments.steps * 40
     report = evaluate(folder, arguments.seed, read, arguments.questions)
