@@ -57,11 +57,16 @@ LABEL org.opencontainers.image.title="gptj-predictor" \
 RUN python -m compileall -qq -j 0 -x '/(site|dist)-packages/' --invalidation-mode unchecked-hash \
       "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" || true
 COPY --from=dependencies /opt/venv /opt/venv
+# Triton, which only CUDA builds of torch bring, has our kernels' launchers compiled on first use.
+RUN if [ -d "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/triton" ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=project /project /
 # HOME and TMPDIR: with a read-only root only /tmp has to be writable; the caches of torch, Triton
 # and Hugging Face follow HOME.
-# TORCH_DISABLE_NATIVE_JIT: torch 2.13 would hand some matrix products on a GPU to Triton, which
-# needs a C compiler at run time and fails without (pytorch issue 196977); its own kernels do them.
+# TORCH_DISABLE_NATIVE_JIT: torch 2.13 would hand some matrix products on a GPU to Triton, to be
+# compiled while requests wait (pytorch issue 196977); its ready-made kernels do them.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     TMPDIR=/tmp \

@@ -1,4 +1,4 @@
-"""From settings to a running engine: which device, which dtype, how much cache."""
+"""From settings to a running engine: which devices, which dtype, how much cache."""
 
 from __future__ import annotations
 
@@ -7,32 +7,29 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 from gptj_predictor.engine.engine import Engine, EngineConfig
-from gptj_predictor.engine.tokenizer import Tokenizer, TokenizerError
-from gptj_predictor.precision import choose_precision, describe_device
+from gptj_predictor.host import usable_cpus
+from gptj_predictor.model.network import Placement
+from gptj_predictor.placement import find_devices, free_bytes, place
+from gptj_predictor.precision import check_precision, choose_precision, describe_device
 from gptj_predictor.settings import ServerSettings
 from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.load import check_tensors, load_network
+from gptj_predictor.snapshot.load import check_tensors, empty_network, load_network
+from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
 logger = logging.getLogger(__name__)
 
-#: Tokens per page of the KV cache.
-PAGE_SIZE = 16
-
-#: Automatic size of the KV cache: a share of the GPU memory that the weights leave, the rest being
-#: for activations; on a CPU the memory is shared with others, so less, and no more than this.
-GPU_CACHE_SHARE = 0.9
+#: Automatic size of the KV cache on a CPU, whose memory is shared with others: this share of what
+#: is free after loading, and no more than the limit.
 CPU_CACHE_SHARE = 0.25
 CPU_CACHE_LIMIT = 4 * 2**30
 
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-class DeviceError(ValueError):
-    """The wanted device does not exist here."""
+#: Prompt tokens in one step by default. On a GPU 2,048 tokens fill its arithmetic units; on a CPU
+#: fewer already do, and a step takes longer.
+GPU_PREFILL_TOKENS = 2048
+CPU_PREFILL_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,7 @@ class Assembly:
 
     folder: SnapshotFolder
     tokenizer: Tokenizer
-    device: torch.device
+    placement: Placement
     dtype: torch.dtype
     settings: ServerSettings
 
@@ -52,10 +49,10 @@ class Assembly:
         Raises:
             SnapshotError: the folder cannot be served.
             TokenizerError: its tokenizer cannot be used, or belongs to another model.
-            DeviceError: the device does not exist.
-            PrecisionError: the device does not have the precision.
+            DeviceError: a device does not exist, or all together cannot hold the weights.
+            PrecisionError: a device does not have the precision.
         """
-        device = _find_device(settings.device)
+        devices = find_devices(settings.device)
         folder = SnapshotFolder.open(path)
         check_tensors(folder)
         tokenizer = Tokenizer(path)
@@ -64,17 +61,26 @@ class Assembly:
                 f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "
                 f"{folder.config.vocab_size}; they do not belong together"
             )
-        description = describe_device(device)
-        choice = choose_precision(settings.precision, folder.dtype, description)
+        # The first device decides the precision, unless one that has to help cannot compute in it.
+        descriptions = [describe_device(device) for device in devices]
+        choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
+        free = {device: free_bytes(device) for device in devices}
+        placement = place(empty_network(folder, choice.dtype), devices, free)
+        for device, description in zip(devices, descriptions, strict=True):
+            if device in placement.devices:
+                check_precision(settings.precision, choice.dtype, description)
         logger.info(
-            "serving %s on %s (%s) in %s: %s",
+            "serving %s in %s (%s) on %s",
             path,
-            device,
-            description.name,
             str(choice.dtype).removeprefix("torch."),
             choice.reason,
+            "; ".join(
+                f"{device} ({description.name}, {placement.layers.count(device)} layers)"
+                for device, description in zip(devices, descriptions, strict=True)
+                if device in placement.devices
+            ),
         )
-        return cls(folder, tokenizer, device, choice.dtype, settings)
+        return cls(folder, tokenizer, placement, choice.dtype, settings)
 
     def start_engine(self) -> Engine:
         """Load the weights, make room for the KV cache and start the engine's thread.
@@ -82,8 +88,9 @@ class Assembly:
         Raises:
             SnapshotError: a file broke since it was looked at.
         """
+        torch.set_num_threads(self.settings.threads or usable_cpus())
         started = time.perf_counter()
-        network = load_network(self.folder, self.dtype, self.device)
+        network = load_network(self.folder, self.dtype, self.placement)
         seconds = time.perf_counter() - started
         logger.info(
             "loaded %.2f GB of weights in %.1f s (%.2f GB/s)",
@@ -91,43 +98,34 @@ class Assembly:
             seconds,
             network.weight_bytes / 1e9 / seconds,
         )
-        config = EngineConfig(
-            max_batch_size=self.settings.max_batch_size,
-            max_prefill_tokens=self.settings.max_prefill_tokens,
-            page_size=PAGE_SIZE,
-            kv_cache_bytes=self._kv_cache_bytes(),
+        on_gpu = self.placement.head.type == "cuda"
+        prefill_tokens = self.settings.max_prefill_tokens or (
+            GPU_PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS
         )
-        engine = Engine(network, self.device, config)
-        logger.info("KV cache for %d tokens", engine.scheduler.pool.tokens)
+        rows = self.settings.max_batch_size
+        config = EngineConfig(
+            max_batch_size=rows,
+            max_prefill_tokens=prefill_tokens,
+            page_size=self.settings.page_size,
+            kv_cache_bytes={
+                device: self._kv_cache_bytes(device, network.activation_bytes(prefill_tokens, rows))
+                for device in self.placement.devices
+            },
+            prefix_reuse=self.settings.prefix_reuse,
+            cuda_graphs=self.settings.cuda_graphs,
+        )
+        engine = Engine(network, config)
+        for device, attention in network.attentions.items():
+            logger.info("attention on %s: %s", device, attention.name)
+        logger.info(
+            "KV cache for %d tokens in pages of %d", engine.scheduler.pool.tokens, config.page_size
+        )
         engine.start()
         return engine
 
-    def _kv_cache_bytes(self) -> int:
+    def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:
         if self.settings.kv_cache_gib is not None:
             return int(self.settings.kv_cache_gib * 2**30)
-        if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0] * GPU_CACHE_SHARE)
-        return min(CPU_CACHE_LIMIT, int(free_host_memory() * CPU_CACHE_SHARE))
-
-
-def free_host_memory() -> int:
-    """Bytes that this process can still take, by the machine and by its cgroup (v2)."""
-    free = psutil.virtual_memory().available
-    try:
-        limit = int((_CGROUP / "memory.max").read_text())
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
-        return free
-    return max(0, min(free, limit - used))
-
-
-def _find_device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wanted)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise DeviceError(f"--device {wanted}: this machine has {count} CUDA devices")
-        return torch.device("cuda", device.index or 0)
-    return device
+        if device.type == "cuda":
+            return int((free_bytes(device) - activations) * self.settings.kv_cache_share)
+        return min(CPU_CACHE_LIMIT, int(free_bytes(device) * CPU_CACHE_SHARE))

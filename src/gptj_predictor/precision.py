@@ -95,8 +95,22 @@ def choose_precision(
         choice = PrecisionChoice(torch.float16, "asked for")
     else:
         choice = PrecisionChoice(torch.bfloat16, "asked for")
+    check_precision(wanted, choice.dtype, device)
+    if choice.dtype is torch.float16 and device.type == "cpu":
+        return PrecisionChoice(
+            choice.dtype, f"{choice.reason}; correct on a CPU but bfloat16 is usually faster there"
+        )
+    return choice
+
+
+def check_precision(wanted: Precision, dtype: torch.dtype, device: DeviceDescription) -> None:
+    """Make sure that a device computes in the dtype that a wish came to mean.
+
+    Raises:
+        PrecisionError: bfloat16 on a GPU older than compute capability 8.0.
+    """
     if (
-        choice.dtype is torch.bfloat16
+        dtype is torch.bfloat16
         and device.capability is not None
         and device.capability < BFLOAT16_CAPABILITY
     ):
@@ -105,11 +119,6 @@ def choose_precision(
             f"{_dotted(device.capability)}) has no bfloat16 arithmetic, which starts at "
             f"{_dotted(BFLOAT16_CAPABILITY)}; use --precision fp16 or auto"
         )
-    if choice.dtype is torch.float16 and device.type == "cpu":
-        return PrecisionChoice(
-            choice.dtype, f"{choice.reason}; correct on a CPU but bfloat16 is usually faster there"
-        )
-    return choice
 
 
 def _automatic(device: DeviceDescription) -> PrecisionChoice:

@@ -25,6 +25,9 @@ MOUNTED_MODEL = Path("/mnt/models")
 DEFAULT_MODEL_ID = "EleutherAI/gpt-j-6B"
 
 
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+
+
 def _temperature(value: float) -> float:
     if value != 0 and not 0.01 <= value <= 5:
         raise ValueError("0, or 0.01 to 5")
@@ -178,20 +181,35 @@ class ServerSettings(BaseModel):
     )
     device: str = Field(
         "auto",
-        description="auto (the first GPU if there is one), cpu, cuda or cuda:N.",
+        description="auto (as many GPUs as the weights need, then host memory), cpu, cuda, cuda:N, "
+        "or several with commas, used in their order.",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads. Default: what the container's CPU limit allows."
     )
     max_batch_size: int = Field(
         256, ge=1, description="Sequences that are decoded together; more wait their turn."
     )
-    max_prefill_tokens: int = Field(
-        4096, ge=1, description="Prompt tokens that one step takes in; a longer prompt goes alone."
+    max_prefill_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Prompt tokens that one step takes in beside those that decode; fewer make "
+        "shorter pauses for these. Default: 2048 on a GPU, 256 on a CPU.",
+    )
+    page_size: int = Field(16, ge=1, le=256, description="Tokens per page of the KV cache.")
+    kv_cache_share: float = Field(
+        0.9, gt=0, lt=1, description="Share of the free GPU memory that the KV cache takes."
     )
     kv_cache_gib: float | None = Field(
         None,
         gt=0,
-        description="Upper limit for the KV cache in GiB. Default: 90 percent of the GPU memory "
-        "that the weights leave; on a CPU a quarter of the free memory, at most 4.",
+        description="Size of the KV cache on each device in GiB instead. Default on a CPU: a "
+        "quarter of the free memory, at most 4.",
     )
+    prefix_reuse: bool = Field(
+        True, description="Keep and share the cache of prompts that begin alike."
+    )
+    cuda_graphs: bool = Field(True, description="Replay decoding from CUDA graphs on a GPU.")
     max_instances: int = Field(32, ge=1, description="Prompts in one request.")
     max_body_bytes: int = Field(2_000_000, ge=1, description="Greatest size of a request's body.")
     receive_timeout_seconds: float = Field(
@@ -201,10 +219,9 @@ class ServerSettings(BaseModel):
     @field_validator("device")
     @classmethod
     def _known_device(cls, value: str) -> str:
-        kind, _, index = value.partition(":")
-        if value in ("auto", "cpu", "cuda") or (kind == "cuda" and index.isdecimal()):
+        if value == "auto" or all(map(_DEVICE.fullmatch, value.split(","))):
             return value
-        raise ValueError("allowed are auto, cpu, cuda and cuda:N")
+        raise ValueError("allowed are auto, or cpu, cuda and cuda:N with commas between them")
 
 
 def wire_name(model_id: str) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gptj_predictor.engine.engine import Engine, EngineConfig
 from gptj_predictor.engine.request import (
     EngineDeadError,
     Event,
@@ -15,9 +14,7 @@ from gptj_predictor.engine.request import (
     SamplingParams,
 )
 from gptj_predictor.model.kv_cache import StepInputs
-from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.load import load_network
-from tests.support.engines import CPU, GREEDY, RunningEngine
+from tests.support.engines import GREEDY, RunningEngine
 from tests.support.reference import ReferenceModel
 
 SAMPLED = SamplingParams(
@@ -80,28 +77,33 @@ def test_cancel_while_waiting(small: ReferenceModel) -> None:
         assert engine.pages_in_use == 0
 
 
-def test_first_come_first_served(small: ReferenceModel) -> None:
-    """A small request does not overtake a large one that waits for pages."""
+def test_the_oldest_is_never_put_off(small: ReferenceModel) -> None:
+    """Two that do not fit together: the younger one waits, is recomputed, and is none the worse."""
     with RunningEngine(small.folder, kv_cache_bytes=150_000) as engine:
-        assert engine.engine.scheduler.pool.tokens < 2 * 128
+        scheduler = engine.engine.scheduler
+        assert scheduler.pool.tokens < 2 * 128
         order: list[str] = []
+        tokens: dict[str, list[int]] = {"first": [], "second": []}
+        ended = threading.Event()
 
-        def note(name: str) -> threading.Event:
-            ended = threading.Event()
-
+        def submit(name: str, prompt: list[int]) -> None:
             def sink(event: Event) -> None:
+                assert event.token_id is not None
+                tokens[name].append(event.token_id)
                 if event.finish_reason is not None:
                     order.append(name)
-                    ended.set()
+                    if len(order) == 2:
+                        ended.set()
 
-            params = LONG if name.startswith("large") else replace(GREEDY, max_length=2)
-            engine.engine.submit([5], params, sink)
-            return ended
+            engine.engine.submit(prompt, LONG, sink)
 
-        for ended in [note(name) for name in ("large 1", "large 2", "small")]:
-            assert ended.wait(30)
-    # It starts with the second large one, and is done long before it.
-    assert order == ["large 1", "small", "large 2"]
+        submit("first", [5])
+        submit("second", [6])
+        assert ended.wait(30)
+        assert order == ["first", "second"]
+        assert scheduler.preemptions > 0
+        assert tokens == {"first": small.greedy([5], LONG), "second": small.greedy([6], LONG)}
+        assert engine.pages_in_use == 0
 
 
 def test_what_can_never_fit_is_refused(small: ReferenceModel) -> None:
@@ -131,8 +133,8 @@ def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) 
         runner = engine.engine.runner
         network, broken = runner.network, threading.Event()
 
-        class Failing(torch.nn.Module):
-            def forward(self, step: StepInputs, *rest: object) -> torch.Tensor:
+        class Failing:
+            def __call__(self, step: StepInputs, *rest: object) -> torch.Tensor:
                 if broken.is_set():
                     raise torch.OutOfMemoryError("no memory left")
                 return network(step, *rest)
@@ -160,7 +162,7 @@ def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
         try:
             engine.engine.scheduler.plan = plan  # type: ignore[assignment, method-assign]
             assert waiting.result()[1] is FinishReason.ERROR
-            engine.engine._thread.join(10)
+            engine.engine.stop()
         finally:
             threading.excepthook = threads_hook
         assert not engine.engine.alive
@@ -177,11 +179,12 @@ def test_stop_ends_what_runs(small: ReferenceModel) -> None:
     with pytest.raises(EngineDeadError):
         engine.submit([5], LONG)
     engine.engine.stop()
+    with engine:
+        assert engine.submit([6], LONG).result()[1] is FinishReason.LENGTH
 
 
 def test_not_started(small: ReferenceModel) -> None:
-    network = load_network(SnapshotFolder.open(small.folder), torch.float32, CPU)
-    engine = Engine(network, CPU, EngineConfig(1, 100, 4, 2**20))
+    engine = RunningEngine(small.folder).engine
     with pytest.raises(EngineDeadError):
         engine.submit([5], LONG, lambda _: None)
     engine.stop()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -18,8 +19,6 @@ from transformers.generation.logits_process import (
 
 from gptj_predictor.engine.request import SamplingParams
 from gptj_predictor.engine.sampler import Sampler, uniform
-from gptj_predictor.engine.sequence import Sequence
-from tests.support.engines import CPU
 from tests.support.reference import EOS
 
 VOCABULARY = 40
@@ -38,8 +37,23 @@ def params(**given: float) -> SamplingParams:
     return SamplingParams(**(plain | given))  # type: ignore[arg-type]
 
 
-def sequence(chosen: SamplingParams, tokens: list[int] | None = None) -> Sequence:
-    return Sequence(tokens or [1, 2, 3], chosen, lambda _: None)
+Row = tuple[SamplingParams, list[int]]
+
+
+def row(chosen: SamplingParams, tokens: list[int] | None = None) -> Row:
+    return chosen, tokens or [1, 2, 3]
+
+
+def sample(eos: tuple[int, ...], logits: torch.Tensor, rows: list[Row]) -> list[int]:
+    """Put the rows' tokens into slots in reverse order, among others' leftovers."""
+    lengths = np.array([len(tokens) for _, tokens in rows])
+    table = torch.randint(0, VOCABULARY, (len(rows), int(lengths.max()) + 3))
+    slots = list(reversed(range(len(rows))))
+    for slot, (_, tokens) in zip(slots, rows, strict=True):
+        table[slot, : len(tokens)] = torch.tensor(tokens)
+    places = torch.tensor([slots, lengths.tolist()])
+    chosen = [params for params, _ in rows]
+    return Sampler(eos).sample(logits, chosen, lengths, table, places).tolist()
 
 
 def reference_probabilities(
@@ -83,8 +97,8 @@ def test_distribution_is_the_reference_s(case: dict[str, float], large: bool) ->
     draws = 200_000 if large else 20_000
     logits = torch.randn(VOCABULARY, generator=torch.Generator().manual_seed(4)) * 2
     tokens = [3, 17, 3, EOS, 5]
-    rows = [sequence(params(**case, seed=seed), tokens) for seed in range(draws)]
-    drawn = Sampler((EOS,), CPU).sample(logits.repeat(draws, 1), rows)
+    rows = [row(params(**case, seed=seed), tokens) for seed in range(draws)]
+    drawn = sample((EOS,), logits.repeat(draws, 1), rows)
     expected = reference_probabilities(logits, tokens, params(**case)).double() * draws
     observed = torch.bincount(torch.tensor(drawn), minlength=VOCABULARY).double()
     assert observed[expected == 0].sum() == 0
@@ -104,21 +118,20 @@ def test_rows_do_not_see_each_other() -> None:
     generator = torch.Generator().manual_seed(8)
     grid = itertools.product((0.0, 0.7, 2.0), (0, 1, 7), (0.5, 1.0), (1.0, 1.7), (0, 50))
     rows = [
-        sequence(
+        row(
             params(temperature=t, top_k=k, top_p=p, repetition_penalty=r, min_length=m, seed=index),
             torch.randint(0, VOCABULARY, (1 + index % 9,), generator=generator).tolist(),
         )
         for index, (t, k, p, r, m) in enumerate(grid)
     ]
     logits = torch.randn(len(rows), VOCABULARY, generator=generator) * 3
-    sampler = Sampler((EOS, 7), CPU)
-    together = sampler.sample(logits.clone(), rows)
+    together = sample((EOS, 7), logits.clone(), rows)
     alone = [
-        sampler.sample(logits[i : i + 1].clone(), rows[i : i + 1])[0] for i in range(len(rows))
+        sample((EOS, 7), logits[i : i + 1].clone(), rows[i : i + 1])[0] for i in range(len(rows))
     ]
     assert together == alone
-    for row, token in zip(rows, together, strict=True):
-        if row.params.min_length:
+    for (chosen, _), token in zip(rows, together, strict=True):
+        if chosen.min_length:
             assert token not in (EOS, 7)
 
 
@@ -126,8 +139,8 @@ def test_ties_at_top_k_stay() -> None:
     """As in transformers: with four equal tokens at the border of top-2, all four can come."""
     logits = torch.full((VOCABULARY,), -5.0)
     logits[[4, 9, 11, 30]] = 1.0
-    rows = [sequence(params(top_k=2, seed=seed)) for seed in range(500)]
-    assert set(Sampler((), CPU).sample(logits.repeat(500, 1), rows)) == {4, 9, 11, 30}
+    rows = [row(params(top_k=2, seed=seed)) for seed in range(500)]
+    assert set(sample((), logits.repeat(500, 1), rows)) == {4, 9, 11, 30}
 
 
 def test_nothing_to_choose_from() -> None:
@@ -137,8 +150,8 @@ def test_nothing_to_choose_from() -> None:
     logits[1, 3] = torch.inf
     logits[2, 3] = 9
     logits[3] = -torch.inf
-    rows = [sequence(params(temperature=0.1)) for _ in range(4)]
-    assert Sampler((EOS,), CPU).sample(logits, rows) == [None, None, 3, None]
+    rows = [row(params(temperature=0.1)) for _ in range(4)]
+    assert sample((EOS,), logits, rows) == [-1, -1, 3, -1]
 
 
 def test_uniform_is_splitmix64() -> None:

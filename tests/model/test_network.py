@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptj_predictor.model.kv_cache import NULL_PAGE, PagedKVCache, StepInputs
+from gptj_predictor.engine.pages import BlockTable
+from gptj_predictor.model.kv_cache import PagedKVCache, PrefillChunk, StepInputs
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.load import load_network
-from tests.support.engines import CPU
+from tests.support.engines import CPU, load
 from tests.support.reference import ReferenceModel
 
 PAGE_SIZE = 4
@@ -18,55 +17,59 @@ PAGE_SIZE = 4
 class Steps:
     """Feeds sequences to a network chunk by chunk, with pages scattered over the cache."""
 
-    def __init__(self, network: GPTJNetwork, sequences: list[list[int]]) -> None:
+    def __init__(
+        self, network: GPTJNetwork, sequences: list[list[int]], *, shuffled: bool = True
+    ) -> None:
         self.network = network
         self.sequences = sequences
         self.done = [0] * len(sequences)
         per_sequence = -(-network.config.n_positions // PAGE_SIZE)
         count = 1 + per_sequence * len(sequences)
         self.cache = PagedKVCache(
-            layers=network.config.n_layer,
+            devices=[CPU] * network.config.n_layer,
             pages=count,
             page_size=PAGE_SIZE,
             heads=network.config.n_head,
             head_size=network.head_size,
             dtype=network.dtype,
-            device=CPU,
         )
-        order = (torch.randperm(count - 1) + 1).tolist()
-        self.pages = [
-            order[i * per_sequence : (i + 1) * per_sequence] for i in range(len(sequences))
-        ]
-        # What a masked tail would read if clearing did not happen.
-        self.cache.data[:, :, order] = torch.nan
-        self.cache.clear(order)
+        order = (torch.randperm(count - 1) + 1).tolist() if shuffled else list(range(1, count))
+        self.tables = [BlockTable(PAGE_SIZE, per_sequence) for _ in sequences]
+        for index, page in enumerate(order):
+            self.tables[index // per_sequence].append(page)
+        # What would show if a tail were read.
+        for layer in range(network.config.n_layer):
+            for half in self.cache.layer(layer):
+                half.fill_(torch.nan)
 
     def run(self, chunks: dict[int, int]) -> dict[int, torch.Tensor]:
         """Feed ``chunks[i]`` further tokens of sequence i; logits of all of them."""
         order = sorted(chunks, key=lambda index: chunks[index] > 1)
         places = {i: range(self.done[i], self.done[i] + chunks[i]) for i in order}
+        decoding = [i for i in order if chunks[i] == 1]
         step = StepInputs(
             token_ids=torch.tensor([self.sequences[i][p] for i in order for p in places[i]]),
             positions=torch.tensor([p for i in order for p in places[i]]),
             cache_slots=torch.tensor(
                 [
-                    self.pages[i][p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE
+                    self.tables[i].pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE
                     for i in order
                     for p in places[i]
                 ]
             ),
-            query_lengths=[chunks[i] for i in order],
-            context_lengths=[places[i].stop for i in order],
-            block_tables=torch.tensor([self.pages[i] for i in order]),
+            block_tables=torch.tensor([self.tables[i].pages for i in decoding], dtype=torch.int32),
+            lengths=torch.tensor([self.done[i] + 1 for i in decoding], dtype=torch.int32),
+            contexts=[self.tables[i].extents(self.done[i] + 1) for i in decoding],
+            chunks=[
+                PrefillChunk(chunks[i], self.tables[i].extents(self.done[i]))
+                for i in order
+                if chunks[i] > 1
+            ],
         )
         logits = self.network(step, self.cache).split([chunks[i] for i in order])
         for i in order:
             self.done[i] += chunks[i]
         return dict(zip(order, logits, strict=True))
-
-
-def load(reference: ReferenceModel) -> GPTJNetwork:
-    return load_network(SnapshotFolder.open(reference.folder), torch.float32, CPU)
 
 
 def random_tokens(reference: ReferenceModel, count: int) -> list[int]:
@@ -75,15 +78,18 @@ def random_tokens(reference: ReferenceModel, count: int) -> list[int]:
 
 def test_whole_prompt(reference: ReferenceModel) -> None:
     tokens = random_tokens(reference, 101)
-    logits = Steps(load(reference), [tokens]).run({0: len(tokens)})[0]
+    logits = Steps(load(reference.folder), [tokens]).run({0: len(tokens)})[0]
     torch.testing.assert_close(logits, reference.logits(tokens), atol=1e-4, rtol=0)
 
 
-def test_token_by_token_and_in_chunks_beside_others(reference: ReferenceModel) -> None:
-    """Every split of sequences into steps gives the same logits."""
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_token_by_token_and_in_chunks_beside_others(
+    reference: ReferenceModel, shuffled: bool
+) -> None:
+    """Every split of sequences into steps gives the same logits, wherever the pages lie."""
     lengths = (50, 23, 64, 1)
     sequences = [random_tokens(reference, length) for length in lengths]
-    steps = Steps(load(reference), sequences)
+    steps = Steps(load(reference.folder), sequences, shuffled=shuffled)
     parts: list[list[torch.Tensor]] = [[] for _ in sequences]
     generator = torch.Generator().manual_seed(1)
     while any(steps.done[i] < lengths[i] for i in range(len(lengths))):
@@ -105,19 +111,10 @@ def test_half_precision_is_no_worse_than_the_reference_in_it(
 ) -> None:
     tokens = random_tokens(reference, 64)
     exact = reference.logits(tokens)
-    network = load_network(SnapshotFolder.open(reference.folder), dtype, CPU)
+    network = load(reference.folder, dtype)
     ours = Steps(network, [tokens]).run({0: len(tokens)})[0]
     reference.to(dtype)
     theirs = reference.logits(tokens).float()
     our_error = (ours - exact).square().mean().sqrt()
     their_error = (theirs - exact).square().mean().sqrt()
     assert our_error < 1.25 * their_error
-
-
-def test_page_bytes() -> None:
-    """GPT-J-6B at 16 bit caches 448 KiB per token."""
-    shape = {"layers": 28, "page_size": 16, "heads": 16, "head_size": 256}
-    assert PagedKVCache.bytes_per_page(**shape, dtype=torch.float16) == 16 * 448 * 1024
-    cache = PagedKVCache(**(shape | {"layers": 2}), pages=3, dtype=torch.float16, device=CPU)
-    assert cache.data.nbytes == 3 * 2 * 16 * 32 * 1024 / 2
-    assert not cache.data[:, :, NULL_PAGE].any()

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder
-from gptj_predictor.snapshot.load import check_tensors, load_network
-from tests.support.engines import CPU
+from gptj_predictor.snapshot.load import check_tensors
+from tests.support.engines import load
 from tests.support.reference import ReferenceModel, make_reference
 
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "vocab_size": 50}
@@ -27,8 +28,10 @@ def model(tmp_path: Path) -> ReferenceModel:
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    network = load_network(SnapshotFolder.open(folder), dtype, CPU)
-    return network.checkpoint_views()
+    """Every tensor as it lies in the network, before the network is packed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPTJNetwork, "pack", lambda _: None)
+        return load(folder, dtype).checkpoint_views()
 
 
 def edit_json(file: Path, **values: Any) -> None:

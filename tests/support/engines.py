@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import queue
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from gptj_predictor.engine.engine import Engine, EngineConfig, Handle
+from gptj_predictor.engine.pages import BlockTable, PagePool
 from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
+from gptj_predictor.model.kv_cache import NULL_PAGE
+from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
 
@@ -25,6 +29,15 @@ GREEDY = SamplingParams(
     repetition_penalty=1.0,
     seed=0,
 )
+
+
+def load(
+    folder: Path, dtype: torch.dtype = torch.float32, placement: Placement | None = None
+) -> GPTJNetwork:
+    """The network of a snapshot folder, on the CPU."""
+    snapshot = SnapshotFolder.open(folder)
+    placement = placement or Placement.on(CPU, snapshot.config.n_layer)
+    return load_network(snapshot, dtype, placement)
 
 
 @dataclass
@@ -46,21 +59,30 @@ class Submitted:
 
 
 class RunningEngine:
-    """An engine over a snapshot folder, stopped at the end of the ``with``."""
+    """An engine over a snapshot folder or a network, stopped at the end of the ``with``."""
 
     def __init__(
         self,
-        folder: Path,
+        source: Path | GPTJNetwork,
         *,
         max_batch_size: int = 64,
         max_prefill_tokens: int = 4096,
         page_size: int = 4,
-        kv_cache_bytes: int = 2**26,
+        kv_cache_bytes: int | dict[torch.device, int] = 2**26,
         dtype: torch.dtype = torch.float32,
+        **more: Any,
     ) -> None:
-        network = load_network(SnapshotFolder.open(folder), dtype, CPU)
-        config = EngineConfig(max_batch_size, max_prefill_tokens, page_size, kv_cache_bytes)
-        self.engine = Engine(network, CPU, config)
+        network = load(source, dtype) if isinstance(source, Path) else source
+        if isinstance(kv_cache_bytes, int):
+            kv_cache_bytes = {CPU: kv_cache_bytes}
+        config = EngineConfig(
+            max_batch_size=max_batch_size,
+            max_prefill_tokens=max_prefill_tokens,
+            page_size=page_size,
+            kv_cache_bytes=kv_cache_bytes,
+            **more,
+        )
+        self.engine = Engine(network, config)
 
     def __enter__(self) -> Self:
         self.engine.start()
@@ -81,3 +103,23 @@ class RunningEngine:
     def submit(self, prompt_ids: list[int], params: SamplingParams) -> Submitted:
         events: queue.Queue[Event] = queue.Queue()
         return Submitted(self.engine.submit(prompt_ids, params, events.put), events)
+
+
+def check_pool(pool: PagePool, tables: list[BlockTable]) -> None:
+    """The pool's books agree with themselves and with the tables that are in use."""
+    holders = Counter(page for table in tables for page in table.pages)
+    blank = 0
+    for number, page in enumerate(pool._pages):
+        assert page.holders == holders[number]
+        if number == NULL_PAGE:
+            continue
+        idle = number in pool._idle
+        assert idle == (page.holders == 0 and page.prefix is not None)
+        free = pool._map[number] != ord("t")
+        assert free == (page.holders == 0 and not idle)
+        blank += free
+        if page.prefix is not None:
+            assert pool._tree[page.prefix.key] is page.prefix
+            assert page.prefix.page == number
+    assert pool._blank == blank
+    assert len(pool._tree) == sum(page.prefix is not None for page in pool._pages)

@@ -6,11 +6,15 @@ temperature, top-k, top-p. Work that no row asks for is skipped.
 
 from __future__ import annotations
 
-from typing import Any
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.engine.request import SamplingParams
+
+#: Tokens as likely as the k-th that are kept beside it. In fp32 there are hardly ever any; the
+#: limit lets the number of candidates be known without waiting for the device.
+_TIES = 64
 
 # SplitMix64: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (2014),
 # figure 16. The constants are written as the signed numbers that int64 tensors hold.
@@ -45,91 +49,110 @@ def _shift_right(state: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 class Sampler:
-    """Picks one token per row."""
+    """Picks one token per row, on the logits' device and without waiting for it."""
 
-    def __init__(self, eos_token_ids: tuple[int, ...], device: torch.device) -> None:
-        self.device = device
-        self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.int64, device=device)
+    def __init__(self, eos_token_ids: tuple[int, ...]) -> None:
+        self.eos_token_ids = eos_token_ids
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, sequences: list[Sequence]) -> list[int | None]:
-        """Choose the next token of every sequence.
+    def sample(
+        self,
+        logits: torch.Tensor,
+        params: list[SamplingParams],
+        lengths: NDArray[np.int64],
+        token_table: torch.Tensor,
+        places: torch.Tensor,
+    ) -> torch.Tensor:
+        """Choose the next token of every row.
 
         Args:
             logits: ``[N, vocabulary]`` fp32; changed in place.
-            sequences: The N rows' sequences.
+            params: The N rows' parameters.
+            lengths: ``[N]``, tokens of each row so far, on the host.
+            token_table: ``[slots, context]`` int64, tokens so far, on the device.
+            places: ``[2, N]`` int64 on the device: each row's slot, and its length once more.
 
         Returns:
-            N token ids; ``None`` where the logits hold nothing to choose from (NaN or infinity).
+            ``[N]`` int64 on the device; -1 where the logits hold nothing to choose from (NaN or
+            infinity).
         """
-        finite = torch.isfinite(logits.amax(dim=-1)).tolist()
-        self._penalize_repetition(logits, sequences)
-        self._forbid_early_end(logits, sequences)
+        finite = logits.amax(dim=-1).isfinite()
+        if any(p.repetition_penalty != 1 for p in params):
+            _penalize_repetition(logits, params, int(lengths.max()), token_table, places)
+        self._forbid_early_end(logits, params, lengths)
         chosen = logits.argmax(dim=-1)
-        bounded: list[int] = []
-        unbounded: list[int] = []
-        for row, sequence in enumerate(sequences):
-            if finite[row] and not sequence.params.greedy:
-                below = 0 < sequence.params.top_k < logits.shape[1]
-                (bounded if below else unbounded).append(row)
+        vocabulary = logits.shape[1]
+        bounded = [i for i, p in enumerate(params) if not p.greedy and 0 < p.top_k < vocabulary]
+        unbounded = [i for i, p in enumerate(params) if not p.greedy and i not in set(bounded)]
         for group in (bounded, unbounded):
             if group:
-                chosen[group] = self._draw(logits[group], [sequences[i] for i in group])
-        return [token if ok else None for token, ok in zip(chosen.tolist(), finite, strict=True)]
+                rows = _upload(group, torch.int64, logits)
+                drawn = _draw(logits[rows], [params[i] for i in group], places[1, rows])
+                chosen[rows] = drawn
+        return chosen.where(finite, -1)
 
-    def _penalize_repetition(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
-        rows = [i for i, s in enumerate(sequences) if s.params.repetition_penalty != 1.0]
-        if not rows:
-            return
-        longest = max(len(sequences[i].token_ids) for i in rows)
-        # Padded with each row's own first token: penalizing a token twice writes the same value.
-        seen = self._tensor(
-            [(ids := sequences[i].token_ids) + ids[:1] * (longest - len(ids)) for i in rows],
-            torch.int64,
-        )
-        penalties = self._tensor([sequences[i].params.repetition_penalty for i in rows])[:, None]
-        some = logits[rows]
-        scores = some.gather(1, seen)
-        scores = torch.where(scores < 0, scores * penalties, scores / penalties)
-        logits[rows] = some.scatter(1, seen, scores)
-
-    def _forbid_early_end(self, logits: torch.Tensor, sequences: list[Sequence]) -> None:
-        rows = [i for i, s in enumerate(sequences) if len(s.token_ids) < s.params.min_length]
-        if rows and len(self.eos_token_ids):
-            places = self._tensor(rows, torch.int64)
-            logits[places[:, None], self.eos_token_ids] = -torch.inf
-
-    def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-        """Sample every row; either all rows have a top-k below the vocabulary, or none has."""
-        params = [s.params for s in sequences]
-        logits = logits / self._tensor([p.temperature for p in params])[:, None]
-        ids = None
-        if 0 < params[0].top_k < logits.shape[1]:
-            logits, ids = _keep_top_k(logits, self._tensor([p.top_k for p in params], torch.int64))
-        if any(p.top_p < 1 for p in params):
-            logits = _drop_below_top_p(logits, self._tensor([p.top_p for p in params]))
-        numbers = uniform(
-            self._tensor([s.params.seed for s in sequences], torch.int64),
-            self._tensor([len(s.token_ids) for s in sequences], torch.int64),
-        )
-        drawn = _invert(logits, numbers)
-        return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
-
-    def _tensor(self, values: list[Any], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=self.device)
+    def _forbid_early_end(
+        self, logits: torch.Tensor, params: list[SamplingParams], lengths: NDArray[np.int64]
+    ) -> None:
+        rows = [i for i, p in enumerate(params) if lengths[i] < p.min_length]
+        if rows and self.eos_token_ids:
+            places = _upload(rows, torch.int64, logits)
+            for token_id in self.eos_token_ids:
+                logits[places, token_id] = -torch.inf
 
 
-def _keep_top_k(logits: torch.Tensor, top_k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _penalize_repetition(
+    logits: torch.Tensor,
+    params: list[SamplingParams],
+    longest: int,
+    token_table: torch.Tensor,
+    places: torch.Tensor,
+) -> None:
+    seen = token_table[places[0], :longest]
+    # What lies beyond a row's length is replaced by its own first token: to penalize a token twice
+    # writes the same value.
+    within = torch.arange(longest, device=seen.device) < places[1, :, None]
+    seen = seen.where(within, seen[:, :1])
+    penalties = _upload([p.repetition_penalty for p in params], torch.float32, logits)[:, None]
+    scores = logits.gather(1, seen)
+    scores = torch.where(scores < 0, scores * penalties, scores / penalties)
+    logits.scatter_(1, seen, scores)
+
+
+def _draw(
+    logits: torch.Tensor, params: list[SamplingParams], positions: torch.Tensor
+) -> torch.Tensor:
+    """Sample every row; either all rows have a top-k below the vocabulary, or none has."""
+    logits = logits / _upload([p.temperature for p in params], torch.float32, logits)[:, None]
+    ids = None
+    if 0 < params[0].top_k < logits.shape[1]:
+        logits, ids = _keep_top_k(logits, [p.top_k for p in params])
+    if any(p.top_p < 1 for p in params):
+        top_p = _upload([p.top_p for p in params], torch.float32, logits)
+        logits = _drop_below_top_p(logits, top_p)
+    seeds = _upload([p.seed for p in params], torch.int64, logits)
+    drawn = _invert(logits, uniform(seeds, positions))
+    return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
+
+
+def _upload(
+    values: list[int] | list[float], dtype: torch.dtype, like: torch.Tensor
+) -> torch.Tensor:
+    """Bring numbers to the device of ``like`` without waiting for it."""
+    host = torch.tensor(values, dtype=dtype, pin_memory=like.device.type == "cuda")
+    return host.to(like.device, non_blocking=True)
+
+
+def _keep_top_k(logits: torch.Tensor, top_k: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Each row's candidates and their token ids ``[N, C]``, ids ascending.
 
-    As in transformers, tokens as likely as the k-th stay, so a row may keep more than k. Rows with
-    fewer candidates than C are filled up with tokens of logit minus infinity.
+    As in transformers, tokens as likely as the k-th stay, so a row may keep more than k (up to
+    ``_TIES`` more). Rows with fewer candidates than C are filled up with tokens of logit minus
+    infinity.
     """
-    likeliest = logits.topk(int(top_k.max()), dim=-1)
-    threshold = likeliest.values.gather(1, top_k[:, None] - 1)
-    count = int((logits >= threshold).sum(dim=-1, dtype=torch.int32).max())
-    if count > likeliest.values.shape[1]:  # ties beyond the k-th
-        likeliest = logits.topk(count, dim=-1)
+    count = min(max(top_k) + _TIES, logits.shape[1])
+    likeliest = logits.topk(count, dim=-1)
+    threshold = likeliest.values.gather(1, _upload(top_k, torch.int64, logits)[:, None] - 1)
     ids, order = likeliest.indices.sort(dim=-1)
     candidates = likeliest.values.gather(1, order)
     return candidates.masked_fill(candidates < threshold, -torch.inf), ids

@@ -1,14 +1,23 @@
 """Rotary positions and attention over the paged KV cache.
 
-Gather the pages, then torch's scaled dot-product attention: it works on every device and dtype.
+Two ways, named in the start log: torch's scaled dot-product attention, which works on every device
+and dtype, and on a GPU our own Triton kernels for the decoding rows.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+
 import torch
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 
-from gptj_predictor.model.kv_cache import StepInputs
+from gptj_predictor.model.kv_cache import Extent, StepInputs
+
+#: With more pieces than this it is quicker to copy them together than to attend to each.
+_MOST_PIECES = 8
 
 
 def rotary_table(positions: int, rotary_dim: int, device: torch.device) -> torch.Tensor:
@@ -27,78 +36,191 @@ def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
     """Rotate the first ``rotary_dim`` values of every head, pair by neighbouring pair, in place.
 
     Args:
-        heads: ``[T, heads, head_size]`` queries or keys.
+        heads: ``[T, ..., head_size]`` queries or keys.
         rotations: ``[T, rotary_dim / 2]``, the rows of :func:`rotary_table` at T positions.
     """
     part = heads[..., : 2 * rotations.shape[-1]]
     pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)).contiguous())
-    part.copy_(torch.view_as_real(pairs * rotations[:, None]).flatten(-2))
+    rotations = rotations.view(-1, *[1] * (heads.dim() - 2), rotations.shape[-1])
+    part.copy_(torch.view_as_real(pairs * rotations).flatten(-2))
 
 
-def paged_attention(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
+class SdpaAttention:
+    """Attention through torch's own kernels, sequence by sequence.
+
+    Pages that lie in a row are read where they are. A context in several pieces is attended to
+    piece by piece on a CPU, and the partial results merged by their log-sum-exp (Milakov and
+    Gimelshein, Online normalizer calculation for softmax, 2018); a GPU copies it together.
+    """
+
+    name = "torch SDPA over runs of pages"
+    #: Whether decoding depends on nothing but tensors, so that a CUDA graph can replay it.
+    capturable = False
+
+    def store(
+        self,
+        qkv: torch.Tensor,
+        rotations: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        step: StepInputs,
+    ) -> None:
+        """Rotate the new queries and keys in place and write keys and values to the cache.
+
+        Args:
+            qkv: ``[T, 3, heads, head_size]`` queries, keys and values.
+            rotations: ``[T, rotary_dim / 2]`` complex.
+            keys: ``[pages, page_size, heads, head_size]``, one layer's.
+            values: As ``keys``.
+            step: Where each of the T tokens goes.
+        """
+        rotate(qkv[:, :2], rotations)
+        keys.flatten(0, 1)[step.cache_slots] = qkv[:, 1]
+        values.flatten(0, 1)[step.cache_slots] = qkv[:, 2]
+
+    def attend(
+        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
+    ) -> None:
+        """Causal attention of every new token to its own sequence; the output replaces values.
+
+        Args:
+            qkv: ``[T, 3, heads, head_size]`` as :meth:`store` left them.
+            keys: ``[pages, page_size, heads, head_size]``, this step's keys already written.
+            values: As ``keys``.
+            step: Which slots belong to which of the T tokens.
+        """
+        self.attend_decodes(qkv[: step.decodes], keys, values, step)
+        start = step.decodes
+        for chunk in step.chunks:
+            query, new_key, new_value = qkv[start : start + chunk.tokens].unbind(1)
+            pieces = [*_pieces(keys, values, chunk.context), (new_key, new_value)]
+            new_value.copy_(_attend(query, pieces, causal=True))
+            start += chunk.tokens
+
+    def attend_decodes(
+        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
+    ) -> None:
+        """:meth:`attend` for the D decoding rows."""
+        for row, context in zip(qkv, step.contexts, strict=True):
+            row[2] = _attend(row[:1], _pieces(keys, values, context), causal=False)[0]
+
+
+class TritonAttention(SdpaAttention):
+    """Our own kernels for rotary, cache write and decode; prefill through torch."""
+
+    name = "Triton paged split-KV decode, torch SDPA prefill"
+    capturable = True
+
+    def __init__(self, processors: int) -> None:
+        """Decode spreads its work over ``processors`` multiprocessors."""
+        from gptj_predictor.model import triton_kernels
+
+        self._kernels = triton_kernels
+        self._processors = processors
+
+    def store(
+        self,
+        qkv: torch.Tensor,
+        rotations: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        step: StepInputs,
+    ) -> None:
+        """As the base class does, in one kernel."""
+        queries, new_keys, new_values = qkv.unbind(1)
+        with torch.cuda.device_of(qkv):  # Triton launches on the current device
+            self._kernels.rotate_and_store(
+                queries, new_keys, new_values, rotations, step.cache_slots, keys, values
+            )
+
+    def attend_decodes(
+        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
+    ) -> None:
+        """As the base class does, reading the block tables on the device."""
+        if not step.decodes:
+            return
+        query, _, out = qkv.unbind(1)
+        splits = self._kernels.splits_for(query.shape[0], query.shape[1], self._processors)
+        with torch.cuda.device_of(qkv):
+            self._kernels.decode_attention(
+                query, keys, values, step.block_tables, step.lengths, out, splits
+            )
+
+
+def select_attention(device: torch.device, head_size: int, dtype: torch.dtype) -> SdpaAttention:
+    """The quickest attention that this device can run."""
+    if device.type == "cuda" and _triton_can_build():
+        from gptj_predictor.model import triton_kernels
+
+        if triton_kernels.supports(head_size, dtype):
+            properties = torch.cuda.get_device_properties(device)
+            return TritonAttention(properties.multi_processor_count)
+    return SdpaAttention()
+
+
+def _triton_can_build() -> bool:
+    """Triton compiles a launcher on first use, with the C compiler that it finds."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+
+
+def _pieces(
+    keys: torch.Tensor, values: torch.Tensor, extents: list[Extent]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of a context, ``[tokens, heads, head_size]`` each, as views if possible."""
+    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    pieces = [(keys[at : at + count], values[at : at + count]) for at, count in extents]
+    return [_join(pieces)] if len(pieces) > _MOST_PIECES else pieces
+
+
+def _join(pieces: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, values = zip(*pieces, strict=True)
+    return torch.cat(keys), torch.cat(values)
+
+
+def _attend(
+    queries: torch.Tensor, pieces: list[tuple[torch.Tensor, torch.Tensor]], *, causal: bool
 ) -> torch.Tensor:
-    """Causal attention of every new token to its own sequence's cached tokens.
+    """Attention to pieces of a context.
 
     Args:
-        queries: ``[T, heads, head_size]``, rotated.
-        keys: ``[pages, page_size, heads, head_size]``, this step's keys already written.
-        values: As ``keys``.
-        step: Which pages belong to which of the T tokens.
+        queries: ``[Q, heads, head_size]``.
+        pieces: Keys and values, ``[tokens, heads, head_size]`` each.
+        causal: The last Q tokens of the context are the queries' own.
 
     Returns:
-        ``[T, heads, head_size]``.
+        ``[Q, heads, head_size]``.
     """
-    single = step.single_token_sequences
-    outputs = []
-    if single:
-        outputs.append(_attend_single_tokens(queries[:single], keys, values, step, single))
-    start = single
-    for sequence in range(single, len(step.query_lengths)):
-        end = start + step.query_lengths[sequence]
-        outputs.append(_attend_sequence(queries[start:end], keys, values, step, sequence))
-        start = end
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _attend_single_tokens(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs, count: int
-) -> torch.Tensor:
-    """Decoding sequences together: ``[S, heads, head_size]`` in and out, shorter ones masked."""
-    page_size = keys.shape[1]
-    lengths = step.context_lengths[:count]
-    pages = step.block_tables[:count, : _pages_for(max(lengths), page_size)]
-    mask = None
-    if min(lengths) < pages.shape[1] * page_size:
-        places = torch.arange(pages.shape[1] * page_size, device=queries.device)
-        mask = (places < torch.tensor(lengths, device=queries.device)[:, None])[:, None, None]
+    queries = queries.transpose(0, 1)[None]
+    if queries.device.type == "cpu" and len(pieces) > 1:
+        return _merge_pieces(queries, pieces, causal=causal)[0].transpose(0, 1)
+    keys, values = pieces[0] if len(pieces) == 1 else _join(pieces)
+    mask = (
+        causal_lower_right(queries.shape[2], keys.shape[0]) if causal and len(pieces) > 1 else None
+    )
     return functional.scaled_dot_product_attention(
-        queries[:, :, None],
-        keys[pages].flatten(1, 2).transpose(1, 2),
-        values[pages].flatten(1, 2).transpose(1, 2),
+        queries,
+        keys.transpose(0, 1)[None],
+        values.transpose(0, 1)[None],
         attn_mask=mask,
-    )[:, :, 0]
-
-
-def _attend_sequence(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs, sequence: int
-) -> torch.Tensor:
-    """One sequence's new tokens: ``[Q, heads, head_size]`` in and out, causal."""
-    context = step.context_lengths[sequence]
-    new = queries.shape[0]
-    pages = step.block_tables[sequence, : _pages_for(context, keys.shape[1])]
-    mask = None
-    if new < context:
-        places = torch.arange(context, device=queries.device)
-        mask = places <= places[context - new :, None]
-    return functional.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None],
-        keys[pages].flatten(0, 1)[:context].transpose(0, 1)[None],
-        values[pages].flatten(0, 1)[:context].transpose(0, 1)[None],
-        attn_mask=mask,
-        is_causal=mask is None,
+        is_causal=causal and mask is None,
     )[0].transpose(0, 1)
 
 
-def _pages_for(tokens: int, page_size: int) -> int:
-    return -(-tokens // page_size)
+def _merge_pieces(
+    queries: torch.Tensor, pieces: list[tuple[torch.Tensor, torch.Tensor]], *, causal: bool
+) -> torch.Tensor:
+    """Attend to every piece alone; ``[1, heads, Q, head_size]`` in and out."""
+    partial = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries,
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            is_causal=causal and number == len(pieces) - 1,
+        )
+        for number, (keys, values) in enumerate(pieces)
+    ]
+    outputs, log_sums = (torch.stack(parts) for parts in zip(*partial, strict=True))
+    weights = log_sums.softmax(0)[..., None]
+    return (outputs * weights).sum(0).to(queries.dtype)

@@ -2,84 +2,94 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-#: Never handed out: rows of a block table are padded with it, and it always holds zeros.
+#: Never handed out: block tables are padded with it, and padding rows write to it.
 NULL_PAGE = 0
+
+#: Neighbouring cache slots of one sequence: the first slot and how many follow each other.
+Extent = tuple[int, int]
 
 
 class PagedKVCache:
-    """Keys and values of all layers in pages of ``page_size`` tokens.
+    """Keys and values of all layers in pages of ``page_size`` tokens, each layer on its device.
 
-    Attributes:
-        data: ``[layers, 2, pages, page_size, heads, head_size]``; index 0 of the second axis are
-            the keys (already rotated), 1 the values.
+    A page has the same number in every layer. Token ``offset`` of page ``page`` lies at slot
+    ``page * page_size + offset``, so pages with consecutive numbers are one stretch of memory.
     """
 
     def __init__(
         self,
         *,
-        layers: int,
+        devices: list[torch.device],
         pages: int,
         page_size: int,
         heads: int,
         head_size: int,
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
+        """Allocate the pages, unfilled, for one layer on each of ``devices``."""
         self.page_size = page_size
-        # Not zeroed as a whole: on a CPU, memory that was never written costs nothing.
-        self.data = torch.empty(
-            (layers, 2, pages, page_size, heads, head_size), dtype=dtype, device=device
-        )
-        self.clear([NULL_PAGE])
-
-    @staticmethod
-    def bytes_per_page(
-        *, layers: int, page_size: int, heads: int, head_size: int, dtype: torch.dtype
-    ) -> int:
-        """Bytes that one page takes over all layers."""
-        return layers * 2 * page_size * heads * head_size * dtype.itemsize
-
-    def clear(self, pages: list[int]) -> None:
-        """Zero pages before their first use.
-
-        Attention reads whole pages and masks the tail with weights of zero; zero times a stale
-        infinity would still be NaN.
-        """
-        if pages:
-            self.data[:, :, pages] = 0
+        shape = (2, pages, page_size, heads, head_size)
+        self._layers = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each ``[pages, page_size, heads, head_size]``."""
-        return self.data[index, 0], self.data[index, 1]
+        """Keys (rotated) and values of a layer: ``[pages, page_size, heads, head_size]`` each."""
+        keys, values = self._layers[index].unbind(0)
+        return keys, values
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Neighbouring tokens of one prompt that a step takes in.
+
+    Attributes:
+        tokens: How many.
+        context: The slots of the sequence's tokens before them.
+    """
+
+    tokens: int
+    context: list[Extent]
 
 
 @dataclass(frozen=True)
 class StepInputs:
-    """One step's tokens of all its sequences, laid end to end without padding.
+    """One step's T tokens, laid end to end without padding.
 
-    T tokens of S sequences. Sequences that bring one token come first.
+    The first D tokens belong to D sequences that decode; the rest are the prefill chunks in order.
 
     Attributes:
         token_ids: ``[T]`` int64.
         positions: ``[T]`` int64, each token's place in its sequence, from 0.
-        cache_slots: ``[T]`` int64, ``page * page_size + offset`` to write its key and value to.
-        query_lengths: S tokens counts that sum to T.
-        context_lengths: S counts of tokens to attend to, this step's included.
-        block_tables: ``[S, P]`` int64 page numbers in order, padded with ``NULL_PAGE``.
+        cache_slots: ``[T]`` int64, where to write its key and value.
+        block_tables: ``[D, P]`` int32 page numbers, padded with ``NULL_PAGE``.
+        lengths: ``[D]`` int32, tokens that a decoding sequence attends to, its new one included.
+        contexts: The same D contexts as slots; may be empty for attention that reads the tables.
+        chunks: The prefill chunks.
     """
 
     token_ids: torch.Tensor
     positions: torch.Tensor
     cache_slots: torch.Tensor
-    query_lengths: list[int]
-    context_lengths: list[int]
     block_tables: torch.Tensor
+    lengths: torch.Tensor
+    contexts: list[list[Extent]]
+    chunks: list[PrefillChunk]
 
     @property
-    def single_token_sequences(self) -> int:
-        """How many sequences, from the first on, bring exactly one token."""
-        return sum(1 for length in self.query_lengths if length == 1)
+    def decodes(self) -> int:
+        """How many sequences decode."""
+        return self.lengths.shape[0]
+
+    def to(self, device: torch.device) -> StepInputs:
+        """The same step with its tensors on another device."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            positions=self.positions.to(device),
+            cache_slots=self.cache_slots.to(device),
+            block_tables=self.block_tables.to(device),
+            lengths=self.lengths.to(device),
+        )

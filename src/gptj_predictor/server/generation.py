@@ -11,8 +11,8 @@ from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.engine import Engine, Handle
 from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError, SamplingParams
-from gptj_predictor.engine.tokenizer import Detokenizer, Tokenizer
 from gptj_predictor.settings import GenerationParameters
+from gptj_predictor.tokenizer import Detokenizer, Tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from accelerate import init_empty_weights
 
-from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder, StoredTensor
 
 
@@ -15,7 +15,7 @@ def check_tensors(folder: SnapshotFolder) -> None:
     Raises:
         SnapshotError: a tensor is missing, has another shape, or belongs to something else.
     """
-    wanted = _empty_network(folder, torch.float32).checkpoint_views()
+    wanted = empty_network(folder, torch.float32).checkpoint_views()
     for name, view in wanted.items():
         if name not in folder.tensors:
             raise SnapshotError(f"{folder.path}: tensor {name} is missing")
@@ -32,20 +32,26 @@ def check_tensors(folder: SnapshotFolder) -> None:
         raise SnapshotError(f"{folder.path}: tensor {foreign[0]}{more} is not part of a GPT-J")
 
 
-def load_network(folder: SnapshotFolder, dtype: torch.dtype, device: torch.device) -> GPTJNetwork:
+def empty_network(folder: SnapshotFolder, dtype: torch.dtype) -> GPTJNetwork:
+    """The network laid out without memory."""
+    with init_empty_weights(include_buffers=True):
+        return GPTJNetwork(folder.config, dtype)
+
+
+def load_network(folder: SnapshotFolder, dtype: torch.dtype, placement: Placement) -> GPTJNetwork:
     """Build the network and copy every stored tensor into its place, casting on the way.
 
-    The network is first laid out without memory, then allocated once in ``dtype`` on ``device``,
-    then filled tensor by tensor: straight into place where that is possible, else by way of one
-    tensor's copy. Files are read, not mapped: a mapped file that is cut off, or a volume that goes
-    away, would kill the process without a word.
+    The network is first laid out without memory, then allocated once in ``dtype``, then filled
+    tensor by tensor: straight into place where that is possible, else by way of one tensor's copy.
+    At the end weights on a CPU are packed one by one. Files are read, not mapped: a mapped file
+    that is cut off, or a volume that goes away, would kill the process without a word.
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
     """
     check_tensors(folder)
-    network = _empty_network(folder, dtype)
-    network.allocate(device)
+    network = empty_network(folder, dtype)
+    network.allocate(placement)
     for name, place in network.checkpoint_views().items():
         stored = folder.tensors[name]
         try:
@@ -57,6 +63,7 @@ def load_network(folder: SnapshotFolder, dtype: torch.dtype, device: torch.devic
                 place.copy_(copy)
         except OSError as error:
             raise SnapshotError(f"{stored.file}: tensor {name} cannot be read: {error}") from error
+    network.pack()
     return network.eval()
 
 
@@ -74,8 +81,3 @@ def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
             if not count:
                 raise OSError("the file ends too early")
             left = left[count:]
-
-
-def _empty_network(folder: SnapshotFolder, dtype: torch.dtype) -> GPTJNetwork:
-    with init_empty_weights(include_buffers=True):
-        return GPTJNetwork(folder.config, dtype)

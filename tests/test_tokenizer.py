@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoTokenizer
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.engine.tokenizer import Detokenizer, Tokenizer, TokenizerError
+from gptj_predictor.tokenizer import Detokenizer, Tokenizer, TokenizerError
 
 TOKENIZER = Tokenizer(DEMO_SNAPSHOT)
 REFERENCE = AutoTokenizer.from_pretrained(DEMO_SNAPSHOT)

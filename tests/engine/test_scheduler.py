@@ -1,0 +1,198 @@
+"""Who runs when, without a network: every planned row that samples yields some token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from gptj_predictor.engine.pages import PagePool
+from gptj_predictor.engine.request import RequestRefusedError
+from gptj_predictor.engine.scheduler import Scheduler
+from gptj_predictor.engine.sequence import Row, Sequence
+from tests.support.engines import GREEDY, check_pool
+
+SIZE = 4
+
+
+def scheduler(*, pages: int = 201, batch: int = 8, budget: int = 32) -> Scheduler:
+    pool = PagePool(pages, SIZE)
+    return Scheduler(pool, max_batch_size=batch, max_prefill_tokens=budget, context=256)
+
+
+def add(to: Scheduler, prompt: list[int], new: int) -> Sequence:
+    longest = len(prompt) + new
+    sequence = Sequence(prompt, replace(GREEDY, max_length=longest), lambda _: None)
+    to.check_fits(longest)
+    to.add(sequence)
+    return sequence
+
+
+def prompt(length: int, first: int = 0) -> list[int]:
+    return list(range(first, first + length))
+
+
+def step(of: Scheduler) -> dict[Sequence, int]:
+    """Plan a step, check what must always hold, and pretend that it was computed."""
+    rows = of.plan()
+    assert len({row.sequence for row in rows}) == len(rows)
+    assert [row.count > 1 for row in rows] == sorted(row.count > 1 for row in rows)
+    for row in rows:
+        table = row.sequence.table
+        assert table is not None
+        assert len(table.pages) * SIZE >= row.start + row.count
+    check_pool(of.pool, [s.table for s in of.running if s.table is not None])
+    for row in rows:
+        if row.samples:
+            advance(of, row)
+    return {row.sequence: row.count for row in rows}
+
+
+def advance(of: Scheduler, row: Row) -> None:
+    sequence = row.sequence
+    assert sequence.table is not None
+    sequence.in_flight -= 1
+    sequence.token_ids.append(1000 + len(sequence.token_ids))
+    of.pool.enter_prefix(sequence.token_ids, sequence.cached, sequence.table)
+    if len(sequence.token_ids) == sequence.params.max_length:
+        of.remove(sequence)
+
+
+def steps_until(of: Scheduler, true: Callable[[], bool], most: int = 2000) -> int:
+    for count in range(most):
+        if true():
+            return count
+        step(of)
+    raise AssertionError(f"not within {most} steps")
+
+
+def ended(sequence: Sequence) -> bool:
+    return len(sequence.token_ids) == sequence.params.max_length
+
+
+def test_a_long_prompt_stalls_nobody() -> None:
+    """Those that decode get a token each step; a short prompt behind it starts at once."""
+    of = scheduler(budget=16)
+    decoding = add(of, prompt(4), 100)
+    step(of)
+    long = add(of, prompt(200, 500), 5)
+    short = add(of, prompt(6, 800), 50)
+    first = step(of)
+    # Half for the oldest, all that the short one wants, and the rest for the oldest again.
+    assert first == {decoding: 1, long: 10, short: 6}
+    for _ in range(11):
+        assert step(of) == {decoding: 1, short: 1, long: 16}
+    assert step(of)[long] == 14
+    assert long.length == 201
+
+
+def test_the_oldest_prompt_gets_at_least_half() -> None:
+    of = scheduler(budget=16, batch=50)
+    sequences = [add(of, prompt(100, 200 * index), 1) for index in range(30)]
+    while not ended(sequences[0]):
+        left = sequences[0].pending
+        counts = step(of)
+        assert counts[sequences[0]] >= min(8, left)
+        assert sum(counts.values()) == 16
+
+
+def test_the_budget_holds_for_any_mixture() -> None:
+    of = scheduler(budget=10, pages=60, batch=6)
+    sequences = [add(of, prompt(1 + 7 * n % 60, 100 * n), 1 + n % 9) for n in range(40)]
+    while not all(map(ended, sequences)):
+        decoding = {s for s in of.running if s.pending == 1}
+        counts = step(of)
+        assert sum(count for s, count in counts.items() if s not in decoding) <= 10
+        assert len(of.running) <= 6
+    assert of.pool.used == 0
+
+
+def test_first_come_first_served() -> None:
+    """A place in the batch goes to who came first, whatever the size."""
+    of = scheduler(batch=1)
+    sequences = [add(of, prompt(length, 300 * length), 3) for length in (100, 3, 50, 1)]
+    order: list[Sequence] = []
+    while len(order) < 4:
+        step(of)
+        order += [s for s in sequences if ended(s) and s not in order]
+    assert order == sequences
+
+
+def test_the_youngest_gives_way_and_returns_to_its_place() -> None:
+    of = scheduler(pages=31)  # 120 tokens
+    first, second, third = (add(of, prompt(10, 100 * n), 80) for n in range(3))
+    steps_until(of, lambda: of.preemptions == 1)
+    assert of.running == [first, second]
+    assert third in of.waiting
+    late = add(of, prompt(2, 900), 2)
+    steps_until(of, lambda: ended(first))
+    assert first.run == 1  # left once, at its end
+    steps_until(of, lambda: ended(second) and ended(third) and ended(late))
+    assert len(third.token_ids) == 90
+    assert third.token_ids[:10] == prompt(10, 200)
+    assert of.pool.used == 0
+
+
+def test_one_that_fills_the_cache_alone_ends_among_others() -> None:
+    of = scheduler(pages=31)
+    others = [add(of, prompt(9, 100 * n), 60) for n in range(5)]
+    giant = add(of, prompt(60, 900), 60)  # all 30 pages
+    more = [add(of, prompt(9, 1000 * n), 60) for n in range(5)]
+    steps_until(of, lambda: all(map(ended, [*others, giant, *more])))
+    assert of.pool.used == 0
+
+
+def test_what_can_never_fit() -> None:
+    of = scheduler(pages=31)
+    with pytest.raises(RequestRefusedError, match=r"121 tokens .* at most 120 do"):
+        of.check_fits(121)
+    of.check_fits(120)
+
+
+def test_siblings_share_their_prompt_in_the_very_first_step() -> None:
+    of = scheduler(budget=64)
+    same = prompt(30)
+    siblings = [add(of, list(same), 4) for _ in range(4)]
+    # The first computes all of it, the others only what lies behind the last full page.
+    assert list(step(of).values()) == [30, 2, 2, 2]
+    tables = [s.table.pages for s in siblings if s.table is not None]
+    assert all(pages[:7] == tables[0][:7] for pages in tables)
+    assert of.pool.used == 7 + 4
+    steps_until(of, lambda: all(map(ended, siblings)))
+    assert of.pool.used == 0
+
+
+def test_siblings_wait_for_a_prompt_that_takes_several_steps_and_let_others_by() -> None:
+    of = scheduler(budget=16)
+    same = prompt(90)
+    leader, follower = add(of, list(same), 4), add(of, list(same), 4)
+    other = add(of, prompt(8, 500), 4)
+    counts = step(of)
+    assert follower not in counts
+    assert other in counts
+    computed = {leader: counts[leader], follower: 0}
+    while not follower.length > 90:
+        for sequence, count in step(of).items():
+            computed[sequence] = computed.get(sequence, 0) + count
+    assert computed[follower] < 8
+
+
+def test_a_cancelled_leader_does_not_hold_up_its_followers() -> None:
+    of = scheduler(budget=16)
+    leader, follower = add(of, prompt(90), 4), add(of, prompt(90), 4)
+    step(of)
+    leader.cancelled = True
+    assert of.drop_cancelled() == [leader]
+    assert follower in step(of)
+    steps_until(of, lambda: ended(follower))
+    assert of.pool.used == 0
+
+
+def test_after_its_end_a_prompt_is_remembered_with_its_answer() -> None:
+    of = scheduler(budget=64)
+    first = add(of, prompt(30), 11)
+    steps_until(of, lambda: ended(first))
+    follow_up = add(of, [*first.token_ids, 7, 8, 9], 2)
+    # 41 tokens, of which the last was never fed: 40 in full pages.
+    assert step(of) == {follow_up: 4}

@@ -1,0 +1,196 @@
+"""Whatever happens around a request, its output is the reference's.
+
+Random schedules: requests arrive between steps, share prefixes, are cancelled; batch, prefill
+budget, page size and cache size vary; steps overlap or not; decoding runs eagerly or from graphs
+(as on a GPU: our Triton kernels, here interpreted, over static buffers).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
+from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.model.attention import TritonAttention
+from tests.support.engines import CPU, GREEDY, RunningEngine, check_pool
+from tests.support.reference import ReferenceModel
+
+Request = tuple[tuple[int, ...], SamplingParams]
+
+
+@cache
+def requests(reference: ReferenceModel) -> list[Request]:
+    """Greedy and sampled ones, many with common beginnings."""
+    draw = random.Random(11)
+
+    def some(count: int) -> list[int]:
+        return [draw.randrange(1, reference.vocabulary) for _ in range(count)]
+
+    beginnings = [some(30), some(17)]
+    beginnings.append(beginnings[0][:20] + some(15))
+    made: list[Request] = []
+    for number in range(36):
+        prompt = [*draw.choice([*beginnings, []]), *some(draw.randint(1, 12))]
+        longest = len(prompt) + draw.randint(1, 40)
+        params = replace(
+            GREEDY,
+            max_length=longest,
+            min_length=draw.choice([0, longest, longest - 5]),
+            repetition_penalty=draw.choice([1.0, 1.0, 1.4]),
+        )
+        if number % 3 == 2:
+            params = replace(params, temperature=1.2, top_k=draw.choice([0, 9]), seed=number)
+        made.append((tuple(prompt), params))
+    return made
+
+
+@cache
+def expected(reference: ReferenceModel, index: int) -> list[int]:
+    """transformers' tokens for a greedy request; for a sampled one what it gets alone."""
+    prompt, params = requests(reference)[index]
+    if params.greedy:
+        return reference.greedy(list(prompt), params)
+    with RunningEngine(reference.folder, prefix_reuse=False) as engine:
+        return engine.submit(list(prompt), params).result()[0]
+
+
+class Schedule:
+    """An engine whose steps are taken by the test instead of by its thread."""
+
+    def __init__(self, reference: ReferenceModel, *, graphs: bool, **sizes: Any) -> None:
+        self.engine = RunningEngine(reference.folder, **sizes).engine
+        if graphs:
+            self.engine.runner.network.attentions[CPU] = TritonAttention(processors=4)
+            self.engine.runner.capture_graphs(lambda run: run, sizes["max_batch_size"])
+        self.reference = reference
+        self.running: dict[int, tuple[Sequence, list[Event]]] = {}
+
+    def submit(self, key: int, request: int) -> None:
+        prompt, params = requests(self.reference)[request]
+        events: list[Event] = []
+        sequence = Sequence(list(prompt), params, events.append)
+        self.running[key] = sequence, events
+        self.engine.scheduler.check_fits(params.max_length)
+        self.engine._inbox.append(sequence)
+
+    def step(self) -> bool:
+        """Whether there was anything to do."""
+        self.engine._take_news()
+        scheduler = self.engine.scheduler
+        if not scheduler.running and not scheduler.waiting:
+            return False
+        self.engine._step()
+        check_pool(scheduler.pool, [s.table for s in scheduler.running if s.table is not None])
+        return True
+
+
+def run_schedule(
+    reference: ReferenceModel,
+    arrivals: list[tuple[int, int]],
+    cancels: dict[int, int],
+    *,
+    graphs: bool,
+    **sizes: Any,
+) -> Schedule:
+    """``arrivals`` are (steps to wait, request); ``cancels`` a step for some of them."""
+    schedule = Schedule(reference, graphs=graphs, **sizes)
+    due = []
+    at = 0
+    for wait, request in arrivals:
+        at += wait
+        due.append((at, request))
+    for now in range(100_000):
+        for key, (when, request) in enumerate(due):
+            if when == now:
+                schedule.submit(key, request)
+        for key, when in cancels.items():
+            if when == now and key in schedule.running:
+                schedule.running[key][0].cancelled = True
+        if not schedule.step() and now > at:
+            break
+    for key, (_, request) in enumerate(due):
+        events = schedule.running[key][1]
+        tokens = [event.token_id for event in events if event.token_id is not None]
+        reason = events[-1].finish_reason
+        assert [event.finish_reason for event in events[:-1]] == [None] * (len(events) - 1)
+        wanted = expected(reference, request)
+        if reason is FinishReason.CANCELLED:
+            assert key in cancels
+            assert tokens == wanted[: len(tokens)]
+        else:
+            assert reason in (FinishReason.STOP, FinishReason.LENGTH)
+            assert tokens == wanted
+    assert schedule.engine.scheduler.pool.used == 0
+    return schedule
+
+
+SIZES = {
+    "max_batch_size": st.integers(1, 9),
+    "max_prefill_tokens": st.sampled_from([1, 3, 16, 50, 500]),
+    "page_size": st.sampled_from([1, 3, 4, 16]),
+    "kv_cache_bytes": st.integers(70_000, 400_000),
+    "prefix_reuse": st.booleans(),
+    "overlap": st.booleans(),
+}
+ARRIVALS = st.lists(
+    st.tuples(st.sampled_from([0, 0, 0, 1, 3, 20]), st.integers(0, 35)), min_size=1, max_size=14
+)
+CANCELS = st.dictionaries(st.integers(0, 13), st.integers(0, 60), max_size=3)
+
+
+def test_random_schedules(small: ReferenceModel, large: bool) -> None:
+    @settings(
+        max_examples=400 if large else 40,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    @given(ARRIVALS, CANCELS, st.fixed_dictionaries(SIZES))
+    def check(
+        arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]
+    ) -> None:
+        schedule = run_schedule(small, arrivals, cancels, graphs=False, **sizes)
+        event(f"pre-emptions: {schedule.engine.scheduler.preemptions > 0}")
+
+    check()
+
+
+def test_random_schedules_from_graphs(small: ReferenceModel, large: bool) -> None:
+    @settings(
+        max_examples=40 if large else 4,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    @given(ARRIVALS.filter(lambda a: len(a) < 6), CANCELS, st.fixed_dictionaries(SIZES))
+    def check(
+        arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]
+    ) -> None:
+        run_schedule(small, arrivals, cancels, graphs=True, **sizes)
+
+    check()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_pre_emption_changes_nothing(small: ReferenceModel, overlap: bool, graphs: bool) -> None:
+    """Six at once in a cache for little more than one."""
+    schedule = run_schedule(
+        small,
+        [(0, request) for request in (2, 5, 0, 1, 3, 8)],
+        {},
+        graphs=graphs,
+        max_batch_size=6,
+        max_prefill_tokens=20,
+        page_size=4,
+        kv_cache_bytes=75_000,
+        overlap=overlap,
+    )
+    assert schedule.engine.scheduler.preemptions > 0
