@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import copy
 import dataclasses
 import gc
 import importlib
@@ -86,6 +85,9 @@ TIE = 1e-4
 ENVIRONMENT = ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "THP_MEM_ALLOC_ENABLE"]
 ENVIRONMENT += ["LD_PRELOAD", "MALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"]
 PACKAGES = ["torch", "transformers", "ctranslate2", "triton", "numpy", "gptj-predictor"]
+
+#: How CTranslate2 computes, and its share of fp32's bytes.
+CT2_SHARES = {"float32": 1.0, "int8": 0.25}
 
 #: What a flag is when it is not given: on a CPU, on a GPU.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
@@ -167,6 +169,9 @@ class Peer(ABC):
     def run(self, prompts: Prompts, new: int) -> Run:
         """Exactly ``new`` tokens after every prompt."""
 
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Give back what is held outside of this process."""
+
 
 class Generate(Peer):
     """transformers, as its users call it."""
@@ -191,9 +196,6 @@ class Generate(Peer):
         )
         return Run.of(output[0, ids.shape[1] :].tolist(), started, clock.times)
 
-    def close(self) -> None:
-        """Nothing is held outside of this process."""
-
     @torch.inference_mode()
     def next_logits(self, ids: list[int]) -> torch.Tensor:
         """The logits after ``ids``."""
@@ -213,53 +215,73 @@ def alone(function: Callable[[], Result]) -> Result:
         return pool.submit(function).result()
 
 
-class GenerateElsewhere(Generate):
-    """transformers in a process of its own, with weights from the same seed.
+class Elsewhere(Peer):
+    """A peer in a process of its own, so that nobody's threads are in another one's way."""
 
-    Within ours it would leave OpenMP (GNU's, in torch's wheels) counting workers that are gone,
-    and slow down everyone after it, itself included.
-    """
-
-    def __init__(self, config: GPTJConfig, dtype: str, threads: int, step_bytes: int) -> None:
-        Peer.__init__(self, "generate", step_bytes)
+    def __init__(self, name: str, step_bytes: int, make: Callable[..., Peer], *what: Any) -> None:
+        super().__init__(name, step_bytes)
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_make_generate,
-            initargs=(config, dtype, threads, step_bytes),
+            initializer=_make_here,
+            initargs=(make, *what),
         )
 
     def run(self, prompts: Prompts, new: int) -> Run:
         """See :meth:`Peer.run`."""
-        return self._pool.submit(_generate_run, prompts, new).result()
+        return self._pool.submit(_run_here, prompts, new).result()
 
     def next_logits(self, ids: list[int]) -> torch.Tensor:
-        """The logits after ``ids``."""
-        return torch.tensor(self._pool.submit(_generate_next_logits, ids).result())
+        """The logits after ``ids``, of a :class:`Generate`."""
+        return torch.tensor(self._pool.submit(_next_logits_here, ids).result())
 
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()
 
 
-_generate: Generate | None = None
+_here: list[Peer] = []  # what a process was made for
 
 
-def _make_generate(config: GPTJConfig, dtype: str, threads: int, step_bytes: int) -> None:
-    global _generate  # noqa: PLW0603 - what a worker process has
+def _make_here(make: Callable[..., Peer], *what: Any) -> None:
+    _here.append(make(*what))
+
+
+def _run_here(prompts: Prompts, new: int) -> Run:
+    return _here[0].run(prompts, new)
+
+
+def _next_logits_here(ids: list[int]) -> list[float]:
+    peer = _here[0]
+    assert isinstance(peer, Generate)
+    return peer.next_logits(ids).tolist()
+
+
+def generate_from_seed(config: GPTJConfig, dtype: str, step_bytes: int, threads: int) -> Peer:
+    """``generate`` on a CPU with the weights that everyone has."""
     torch.set_num_threads(threads)
+    return Generate(make_model(config, getattr(torch, dtype), torch.device("cpu")), step_bytes)
+
+
+def ctranslate2_from_seed(
+    config: GPTJConfig, dtype: str, step_bytes: int, threads: int, kind: str
+) -> Peer:
+    """CTranslate2 with these weights, computing in ``kind``."""
     model = make_model(config, getattr(torch, dtype), torch.device("cpu"))
-    _generate = Generate(model, step_bytes)
+    return make_ctranslate2(model, step_bytes, threads, kind)
 
 
-def _generate_run(prompts: Prompts, new: int) -> Run:
-    assert _generate is not None
-    return _generate.run(prompts, new)
+def ours_from_seed(
+    config: GPTJConfig, dtype: str, step_bytes: int, threads: int, engine: EngineConfig
+) -> Peer:
+    """Our engine with these weights."""
+    torch.set_num_threads(threads)
+    cpu = torch.device("cpu")
 
+    def load() -> GPTJNetwork:
+        return make_network(config, make_model(config, getattr(torch, dtype), cpu), cpu)[0]
 
-def _generate_next_logits(ids: list[int]) -> list[float]:
-    assert _generate is not None
-    return _generate.next_logits(ids).tolist()
+    return Ours(Engine(alone(load), engine), "ours", step_bytes)
 
 
 class Clock(StoppingCriteria):
@@ -401,8 +423,8 @@ def make_network(config: GPTJConfig, model: Any, device: torch.device) -> tuple[
     return network.eval(), step_bytes
 
 
-def make_ctranslate2(model: Any, step_bytes: int, threads: int) -> Iterator[CTranslate2]:
-    """CTranslate2 on the model's weights in fp32, then in int8; needs their size in temp files."""
+def make_ctranslate2(model: Any, step_bytes: int, threads: int, kind: str) -> CTranslate2:
+    """CTranslate2 on the model's weights; needs their size in temporary files meanwhile."""
     ctranslate2 = importlib.import_module("ctranslate2")
     converters = importlib.import_module("ctranslate2.converters")
     words = {_word(token): token for token in range(model.config.vocab_size)}
@@ -413,16 +435,14 @@ def make_ctranslate2(model: Any, step_bytes: int, threads: int) -> Iterator[CTra
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         converter = converters.TransformersConverter(folder)
-        # The model is in memory already, and no tokenizer belongs to it. A copy, since the
-        # converter reorders the rows of q_proj and k_proj in place.
-        converter.load_model = lambda *_, **__: copy.deepcopy(model)
+        # The model is in memory already, and no tokenizer belongs to it.
+        converter.load_model = lambda *_, **__: model
         converter.load_tokenizer = lambda *_, **__: tokenizer
         converter.convert(f"{folder}/converted")
-        for kind, share in (("float32", 1.0), ("int8", 0.25)):
-            generator = ctranslate2.Generator(
-                f"{folder}/converted", compute_type=kind, inter_threads=1, intra_threads=threads
-            )
-            yield CTranslate2(generator, f"ctranslate2 {kind}", round(step_bytes * share))
+        generator = ctranslate2.Generator(
+            f"{folder}/converted", compute_type=kind, inter_threads=1, intra_threads=threads
+        )
+    return CTranslate2(generator, f"ctranslate2 {kind}", round(step_bytes * CT2_SHARES[kind]))
 
 
 class Report:
@@ -524,7 +544,7 @@ class Bench:
     config: GPTJConfig
     network: GPTJNetwork
     step_bytes: int
-    generate: Generate | None = None
+    generate: Generate | Elsewhere | None = None
     others: list[Peer] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     seed: int = 0
@@ -544,16 +564,16 @@ class Bench:
         )
         bench = cls(report, arguments, dtype, device, config, network, step_bytes)
         if "ct2" not in arguments.skip:
-            bench.others = list(bench._ctranslate2(model))
+            bench.others = list(bench._ctranslate2())
         if "generate" not in arguments.skip:
             bench.generate = (
                 Generate(model, step_bytes)
                 if device.type == "cuda"
-                else GenerateElsewhere(config, dtype, arguments.threads, step_bytes)
+                else bench.elsewhere("generate", generate_from_seed)
             )
         return bench
 
-    def _ctranslate2(self, model: Any) -> Iterator[Peer]:
+    def _ctranslate2(self) -> Iterator[Peer]:
         if self.device.type != "cpu" or self.dtype != "float32":
             self.report.note(f"CTranslate2 runs on the CPU in float32: not beside {self.dtype}")
             return
@@ -562,10 +582,43 @@ class Bench:
         except ImportError as error:
             self.report.note(f"CTranslate2 is not here: {error}")
             return
+        for kind in CT2_SHARES:
+            yield self.elsewhere(f"ctranslate2 {kind}", ctranslate2_from_seed, kind)
+
+    def elsewhere(self, name: str, make: Callable[..., Peer], *more: Any) -> Elsewhere:
+        """A peer with the weights that everyone has, in a process of its own."""
+        share = CT2_SHARES.get(name.removeprefix("ctranslate2 "), 1.0)
+        step_bytes, threads = self.step_bytes, self.arguments.threads
+        what = (self.config, self.dtype, step_bytes, threads, *more)
+        return Elsewhere(name, round(step_bytes * share), make, *what)
+
+    @contextlib.contextmanager
+    def rival(self, load: Load) -> Iterator[Peer]:
+        """Our engine where the others are: on a CPU in a process of its own, on a GPU here."""
+        if self.device.type == "cuda":
+            with self.engine(load) as ours:
+                yield ours
+            return
+        ours_there = self.elsewhere("ours", ours_from_seed, self.engine_config(load))
         try:
-            yield from make_ctranslate2(model, self.step_bytes, self.arguments.threads)
-        except Exception as error:
-            self.broken["ctranslate2"] = self.fail("ctranslate2", "loading it", error)
+            yield ours_there
+        finally:
+            ours_there.close()
+
+    def engine_config(
+        self, load: Load, *, page_size: int = PAGE_SIZE, prefix_reuse: bool = True
+    ) -> EngineConfig:
+        """Room for a load, and a page more for each sequence."""
+        pages = load.batch * (-(-(load.prompt + load.new) // page_size) + 1) + 2
+        values_per_token = 2 * self.config.n_layer * self.config.n_embd
+        size = pages * page_size * values_per_token * self.network.dtype.itemsize
+        return EngineConfig(
+            max_batch_size=load.batch,
+            max_prefill_tokens=self.arguments.max_prefill_tokens,
+            page_size=page_size,
+            kv_cache_bytes={self.device: size},
+            prefix_reuse=prefix_reuse,
+        )
 
     @contextlib.contextmanager
     def engine(
@@ -576,17 +629,8 @@ class Bench:
         page_size: int = PAGE_SIZE,
         prefix_reuse: bool = True,
     ) -> Iterator[Ours]:
-        """Our engine with room for a load and a page more for each sequence."""
-        pages = load.batch * (-(-(load.prompt + load.new) // page_size) + 1) + 2
-        values_per_token = 2 * self.config.n_layer * self.config.n_embd
-        size = pages * page_size * values_per_token * self.network.dtype.itemsize
-        config = EngineConfig(
-            max_batch_size=load.batch,
-            max_prefill_tokens=self.arguments.max_prefill_tokens,
-            page_size=page_size,
-            kv_cache_bytes={self.device: size},
-            prefix_reuse=prefix_reuse,
-        )
+        """Our engine with room for a load."""
+        config = self.engine_config(load, page_size=page_size, prefix_reuse=prefix_reuse)
         engine = Engine(self.network, config)
         ours = Ours(engine, name, self.step_bytes)
         try:
@@ -625,8 +669,8 @@ class Bench:
 
     def drop_peers(self) -> None:
         """Free the memory of everyone but us."""
-        if self.generate is not None:
-            self.generate.close()
+        for peer in filter(None, [self.generate, *self.others]):
+            peer.close()
         self.generate = None
         self.others.clear()
         self.collect()
@@ -689,7 +733,7 @@ def decode(bench: Bench, title: str, loads: list[Load], rounds: int) -> None:
     # Room for the greatest of each.
     room = Load(*(max(column) for column in zip(*map(dataclasses.astuple, loads), strict=True)))
     runs: Runs = {}
-    with bench.engine(room) as ours:
+    with bench.rival(room) as ours:
         turns = Turns(bench, case, [ours, *filter(None, [bench.generate]), *bench.others])
         for load in loads:
             turns.warm_up(load)
@@ -798,7 +842,7 @@ def compare(bench: Bench, load: Load, prompt: list[int], runs: dict[Peer, list[R
             f"{who} differ from new token {place} on, where generate's logits are {gap:.2g} apart "
             f"(all logits' deviation {float(logits.std()):.2g})"
         )
-        wrong = isinstance(peer, Ours) and bench.dtype == "float32" and gap > TIE
+        wrong = peer.name == "ours" and bench.dtype == "float32" and gap > TIE
         (bench.report.fail if wrong else bench.report.note)(text)
 
 
@@ -807,7 +851,7 @@ def concurrent(bench: Bench, load: Load, rounds: int, one_by_one: int) -> None:
     alone: list[float] = []
     together: list[float] = []
     count = min(one_by_one, load.batch) if bench.generate else 0
-    with bench.engine(load) as ours:
+    with bench.rival(load) as ours:
         ours.run(bench.prompts(load.batch, load.prompt), min(load.new, 3))
         if bench.generate:
             bench.generate.run(bench.prompts(1, load.prompt), min(load.new, 3))

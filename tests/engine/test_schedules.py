@@ -135,7 +135,7 @@ SIZES = {
     "max_batch_size": st.integers(1, 9),
     "max_prefill_tokens": st.sampled_from([1, 3, 16, 50, 500]),
     "page_size": st.sampled_from([1, 3, 4, 16]),
-    "kv_cache_bytes": st.integers(70_000, 400_000),
+    "kv_cache_bytes": st.integers(90_000, 400_000),
     "prefix_reuse": st.booleans(),
     "overlap": st.booleans(),
 }

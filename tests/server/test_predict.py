@@ -59,7 +59,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Exact:
 def native(exact: Exact) -> Iterator[RunningServer]:
     with RunningServer("--model", str(exact.folder), "--precision", "native") as running:
         running.wait_until_ready()
-        assert "in float32: the checkpoint's own" in running.log
+        assert "in float32 (the checkpoint's own)" in running.log
         yield running
 
 

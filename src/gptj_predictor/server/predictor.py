@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections.abc import Callable
@@ -110,13 +111,17 @@ async def _in_daemon_thread(work: Callable[[], TextGenerator]) -> TextGenerator:
         if not future.cancelled():
             method(value)
 
+    def report(method: Callable[..., None], value: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            loop.call_soon_threadsafe(settle, method, value)
+
     def run() -> None:
         try:
             result = work()
         except Exception as error:
-            loop.call_soon_threadsafe(settle, future.set_exception, error)
+            report(future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(settle, future.set_result, result)
+            report(future.set_result, result)
 
     threading.Thread(target=run, name="load", daemon=True).start()
     return await future
