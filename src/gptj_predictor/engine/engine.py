@@ -277,7 +277,13 @@ class Engine:
             unseen = list(self._inbox)
             self._inbox.clear()
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
-            self._end(sequence, event)
+            try:
+                self.scheduler.remove(sequence)
+            except (
+                Exception
+            ):  # a bug, maybe the one that ends the engine; others are told all the same
+                logger.exception("a sequence's pages could not be taken back")
+            sequence.sink(event)
         for sequence in unseen:
             sequence.sink(event)
 
