@@ -78,9 +78,6 @@ PATIENCE = 300
 #: Two fp32 logits that are no further apart may change places with the order of a sum.
 TIE = 1e-4
 
-#: What this version of the engine can be told, and whether it still takes one device: runs on
-#: versions before and after that change can be compared.
-
 #: Settings that only matter to speed, kept in the output beside the figures. None is changed here.
 ENVIRONMENT = ["OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "THP_MEM_ALLOC_ENABLE"]
 ENVIRONMENT += ["LD_PRELOAD", "MALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"]

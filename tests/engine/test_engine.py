@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import replace
 
@@ -149,6 +150,38 @@ def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) 
         assert engine.engine.alive
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("refused", [1, 60, 127])
+def test_a_sink_that_raises_ends_its_own_sequence_alone(
+    small: ReferenceModel, caplog: pytest.LogCaptureFixture, refused: int, overlap: bool
+) -> None:
+    """The client's event loop is gone: at the first token, half way, at the last token."""
+    loop = asyncio.new_event_loop()
+    events: list[Event] = []
+
+    def sink(event: Event) -> None:
+        events.append(event)
+        if len(events) == refused:
+            loop.close()
+        loop.call_soon_threadsafe(lambda: None)
+
+    with RunningEngine(small.folder, overlap=overlap) as engine:
+        older = engine.submit([6], LONG)
+        engine.engine.submit([5], LONG, sink)
+        younger = engine.submit([7], LONG)
+        assert older.result() == (small.greedy([6], LONG), FinishReason.LENGTH)
+        assert younger.result() == (small.greedy([7], LONG), FinishReason.LENGTH)
+        assert engine.pages_in_use == 0
+        assert engine.engine.alive
+    tokens = [event.token_id for event in events if event.token_id is not None]
+    assert tokens == small.greedy([5], LONG)[:refused]
+    ends = [event.finish_reason for event in events if event.finish_reason is not None]
+    assert ends == [FinishReason.LENGTH if refused == 127 else FinishReason.ERROR]
+    (record,) = caplog.records
+    assert record.getMessage() == "sequence 2 ends: its sink raised"
+    assert "Event loop is closed" in caplog.text
+
+
 def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
     running = RunningEngine(small.folder)
     with running as engine:
@@ -156,6 +189,11 @@ def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
         def plan() -> None:
             raise AssertionError("a bug in the scheduler")
 
+        def refuse_the_end(event: Event) -> None:
+            if event.finish_reason is not None:
+                raise RuntimeError("nobody is there")
+
+        engine.engine.submit([6], LONG, refuse_the_end)
         waiting = engine.submit([5], LONG)
         waiting.events.get(timeout=10)
         threads_hook, threading.excepthook = threading.excepthook, lambda _: None

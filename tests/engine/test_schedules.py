@@ -68,7 +68,7 @@ class Schedule:
         self.engine = RunningEngine(reference.folder, **sizes).engine
         if graphs:
             self.engine.runner.network.attentions[CPU] = TritonAttention(processors=4)
-            self.engine.runner.capture_graphs(lambda run: run, sizes["max_batch_size"])
+            self.engine.runner.capture_graphs(lambda run: run)
         self.reference = reference
         self.running: dict[int, tuple[Sequence, list[Event]]] = {}
 
@@ -143,15 +143,11 @@ ARRIVALS = st.lists(
     st.tuples(st.sampled_from([0, 0, 0, 1, 3, 20]), st.integers(0, 35)), min_size=1, max_size=14
 )
 CANCELS = st.dictionaries(st.integers(0, 13), st.integers(0, 60), max_size=3)
+WHOLE_RUNS = settings(deadline=None, suppress_health_check=list(HealthCheck), print_blob=True)
 
 
 def test_random_schedules(small: ReferenceModel, large: bool) -> None:
-    @settings(
-        max_examples=400 if large else 40,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
+    @settings(WHOLE_RUNS, max_examples=400 if large else 40)
     @given(ARRIVALS, CANCELS, st.fixed_dictionaries(SIZES))
     def check(
         arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]
@@ -163,12 +159,7 @@ def test_random_schedules(small: ReferenceModel, large: bool) -> None:
 
 
 def test_random_schedules_from_graphs(small: ReferenceModel, large: bool) -> None:
-    @settings(
-        max_examples=40 if large else 4,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        print_blob=True,
-    )
+    @settings(WHOLE_RUNS, max_examples=40 if large else 4)
     @given(ARRIVALS.filter(lambda a: len(a) < 6), CANCELS, st.fixed_dictionaries(SIZES))
     def check(
         arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]

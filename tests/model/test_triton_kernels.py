@@ -83,19 +83,25 @@ def empty_caches(generator: torch.Generator, layout: str, dtype: torch.dtype, *s
 LAYOUTS = ["layers", "pairs of pages", "pairs of rows"]
 
 
+@dataclass(kw_only=True)
+class Case:
+    """What the cases of both kernels have in common."""
+
+    page_size: int = 16
+    heads: int = 2
+    head_size: int = 64
+    dtype: torch.dtype = torch.float32
+    layout: str = "layers"
+    seed: int = 0
+
+
 @dataclass
-class Decoding:
+class Decoding(Case):
     """Sequences in a poisoned cache, where only the slots within their lengths hold numbers."""
 
     lengths: list[int]
-    page_size: int = 16
-    heads: int = 2
-    head_size: int = 16
-    dtype: torch.dtype = torch.float32
-    layout: str = "layers"
     shared_pages: int = 0
     sharpness: float = 2.0
-    seed: int = 0
     generator: torch.Generator = field(init=False)
 
     def __post_init__(self) -> None:
@@ -164,7 +170,8 @@ class Decoding:
 def test_every_tail(page_size: int, head_size: int, splits: int) -> None:
     """Lengths that end everywhere in a page and in a block of tokens, all in one batch."""
     lengths = list(range(1, 2 * page_size + 2))
-    Decoding(lengths, page_size, heads=1, head_size=head_size, seed=page_size).check(splits)
+    case = Decoding(lengths, page_size=page_size, heads=1, head_size=head_size, seed=page_size)
+    case.check(splits)
 
 
 @pytest.mark.parametrize("splits", SPLITS)
@@ -242,17 +249,11 @@ def test_any_decoding(data: st.DataObject) -> None:
 
 
 @dataclass
-class Rotating:
+class Rotating(Case):
     """Tokens whose queries, keys and values are slices of one projection."""
 
     tokens: int = 3
-    heads: int = 2
-    head_size: int = 64
     rotary_dim: int = 16
-    page_size: int = 16
-    dtype: torch.dtype = torch.float32
-    layout: str = "layers"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -328,7 +329,7 @@ class Rotating:
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_rotation(dtype: torch.dtype, head_size: int, rotary_dim: int, tokens: int) -> None:
-    Rotating(tokens, 2, head_size, rotary_dim, dtype=dtype, seed=tokens).check()
+    Rotating(tokens, rotary_dim, head_size=head_size, dtype=dtype, seed=tokens).check()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -125,10 +126,10 @@ class Engine:
         they sleep between products instead of spinning (measured: steps a quarter slower).
         """
         self._use_device()
-        network = self.runner.network
+        network, first = self.runner.network, self._thread is None
         capturable = all(attention.capturable for attention in network.attentions.values())
-        if self._config.cuda_graphs and capturable and len(network.placement.devices) == 1:
-            self.runner.capture_graphs(cuda_capture(), self._config.max_batch_size)
+        if first and self._config.cuda_graphs and capturable and len(network.attentions) == 1:
+            self.runner.capture_graphs(cuda_capture())
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -210,7 +211,7 @@ class Engine:
         while self._inbox:
             self.scheduler.add(self._inbox.popleft())
         for sequence in self.scheduler.drop_cancelled():
-            sequence.sink(Event(finish_reason=FinishReason.CANCELLED))
+            self._tell(sequence, Event(finish_reason=FinishReason.CANCELLED))
 
     def _step(self) -> None:
         """Launch the next step, then deal with the tokens of the last one (or of this one)."""
@@ -264,11 +265,22 @@ class Engine:
         elif len(sequence.token_ids) >= sequence.params.max_length:
             self._end(sequence, Event(token, FinishReason.LENGTH))
         else:
-            sequence.sink(Event(token))
+            self._tell(sequence, Event(token))
 
     def _end(self, sequence: Sequence, event: Event) -> None:
         self.scheduler.remove(sequence)
-        sequence.sink(event)
+        self._tell(sequence, event)
+
+    def _tell(self, sequence: Sequence, event: Event) -> None:
+        """Hand an event to its sink; one that raises ends its own sequence and no other."""
+        try:
+            sequence.sink(event)
+        except Exception:
+            logger.exception("sequence %d ends: its sink raised", sequence.number)
+            if event.finish_reason is None:
+                self.scheduler.remove(sequence)
+                with suppress(Exception):  # it may take the end, having refused a token
+                    sequence.sink(Event(finish_reason=FinishReason.ERROR, error="its sink raised"))
 
     def _end_all(self, event: Event) -> None:
         """Tell everyone, so that nobody waits for a thread that is gone."""
@@ -279,13 +291,12 @@ class Engine:
         for sequence in [*self.scheduler.running, *self.scheduler.waiting]:
             try:
                 self.scheduler.remove(sequence)
-            except (
-                Exception
-            ):  # a bug, maybe the one that ends the engine; others are told all the same
+            except Exception:
+                # A bug, maybe the one that ends the engine; others are told all the same.
                 logger.exception("a sequence's pages could not be taken back")
-            sequence.sink(event)
+            self._tell(sequence, event)
         for sequence in unseen:
-            sequence.sink(event)
+            self._tell(sequence, event)
 
 
 def _pages_that_fit(network: GPTJNetwork, config: EngineConfig) -> int:

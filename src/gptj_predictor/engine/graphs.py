@@ -72,7 +72,7 @@ class DecodeGraphs:
             decode: From ``[4, D]`` int64 and ``[D, P]`` int32, see ``ModelRunner.decode``, to
                 logits ``[D, vocabulary]``.
             capture: What makes a graph of it.
-            max_batch_size: The last rung.
+            max_batch_size: The last rung; no larger batch can be replayed.
             most_pages: P.
             padding_slot: The row of the table of tokens that padding reads.
             device: Where the buffers are.
@@ -91,10 +91,6 @@ class DecodeGraphs:
             self._replays[size] = capture(lambda i=inputs, t=tables: decode(i, t))  # type: ignore[misc]
         seconds = time.perf_counter() - started
         logger.info("captured %d decode graphs in %.1f s", len(self._sizes), seconds)
-
-    def covers(self, batch: int) -> bool:
-        """Whether a rung is large enough."""
-        return batch <= self._sizes[-1]
 
     def replay(self, decode: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
         """Logits ``[D, vocabulary]``, which the next replay overwrites; arguments on the host."""

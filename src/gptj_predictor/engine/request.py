@@ -59,7 +59,8 @@ class Event:
     error: str | None = None
 
 
-#: Called from the engine's thread, once per event, in order; it must not block.
+#: Called from the engine's thread, once per event, in order; it must not block. If it raises, its
+#: sequence ends, with ``FinishReason.ERROR`` if that can still be said.
 EventSink = Callable[[Event], None]
 
 

@@ -12,6 +12,7 @@ from gptj_predictor.engine.graphs import Capture, DecodeGraphs
 from gptj_predictor.engine.pages import BlockTable
 from gptj_predictor.engine.sampler import Sampler
 from gptj_predictor.engine.sequence import Row, Sequence
+from gptj_predictor.engine.upload import pinned, upload
 from gptj_predictor.model.kv_cache import PagedKVCache, PrefillChunk, StepInputs
 from gptj_predictor.model.network import GPTJNetwork
 
@@ -59,6 +60,7 @@ class ModelRunner:
         self.cache = cache
         self.device = network.placement.head
         self._sampler = sampler
+        self._max_batch_size = max_batch_size
         context = network.config.n_positions
         # The last row belongs to nobody: a graph's padding reads it.
         self._token_table = torch.zeros(max_batch_size + 1, context, dtype=torch.int64).to(
@@ -67,23 +69,21 @@ class ModelRunner:
         self._most_pages = -(-context // cache.page_size)
         self._graphs: DecodeGraphs | None = None
 
-    def capture_graphs(self, capture: Capture, max_batch_size: int) -> None:
-        """Have decoding replayed from graphs, for batches of up to ``max_batch_size``."""
-        if self._graphs is not None:
-            return
+    def capture_graphs(self, capture: Capture) -> None:
+        """Have decoding replayed from graphs from now on."""
         self._graphs = DecodeGraphs(
             self.decode,
             capture,
-            max_batch_size=max_batch_size,
+            max_batch_size=self._max_batch_size,
             most_pages=self._most_pages,
-            padding_slot=self._token_table.shape[0] - 1,
+            padding_slot=self._max_batch_size,
             device=self.device,
         )
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
         """Bring a sequence's tokens to the device, into its slot."""
-        tokens = self._upload(np.array(sequence.token_ids, dtype=np.int64))
+        tokens = upload(sequence.token_ids, self.device)
         self._token_table[sequence.slot, : len(tokens)] = tokens
 
     @torch.inference_mode()
@@ -98,10 +98,10 @@ class ModelRunner:
         tables = _block_tables(decoding, self._most_pages)
         if not all(row.count == 1 and row.samples for row in rows):
             logits = self._run_mixed(rows, decode, tables)
-        elif self._graphs is not None and self._graphs.covers(len(rows)):
-            logits = self._graphs.replay(_pinned(decode), _pinned(tables))
+        elif self._graphs is not None:
+            logits = self._graphs.replay(pinned(decode, self.device), pinned(tables, self.device))
         else:
-            logits = self.decode(self._upload(decode), self._upload(tables), rows)
+            logits = self.decode(upload(decode, self.device), upload(tables, self.device), rows)
         tokens = self._sample(logits, _sampling(rows))
         if self.device.type != "cuda":
             return LaunchedStep(rows, tokens, None)
@@ -130,11 +130,12 @@ class ModelRunner:
     ) -> torch.Tensor:
         decodes = decode.shape[1]
         prefill = [_describe_chunk(row, self.cache.page_size) for row in rows[decodes:]]
-        tokens = self._upload(np.concatenate([decode, *prefill], axis=1))
-        step = self._step(tokens, self._upload(tables), rows[:decodes], rows[decodes:])
+        tokens = upload(np.concatenate([decode, *prefill], axis=1), self.device)
+        block_tables = upload(tables, self.device)
+        step = self._step(tokens, block_tables, rows[:decodes], rows[decodes:])
         ends = np.cumsum([row.count for row in rows]) - 1
-        sampling = [end for end, row in zip(ends, rows, strict=True) if row.samples]
-        return self.network(step, self.cache, self._upload(np.array(sampling, dtype=np.int64)))
+        sampling = upload(ends[[row.samples for row in rows]], self.device)
+        return self.network(step, self.cache, sampling)
 
     def _step(
         self, tokens: torch.Tensor, tables: torch.Tensor, decoding: list[Row], prefill: list[Row]
@@ -155,16 +156,13 @@ class ModelRunner:
             return torch.empty(0, dtype=torch.int64)
         slots = np.array([row.sequence.slot for row in rows], dtype=np.int64)
         lengths = np.array([row.start + row.count for row in rows], dtype=np.int64)
-        places = self._upload(np.stack([slots, lengths]))
+        places = upload(np.stack([slots, lengths]), self.device)
         tokens = self._sampler.sample(
             logits, [row.sequence.params for row in rows], lengths, self._token_table, places
         )
         # A failed row's sequence ends; until then its token must be one that can be looked up.
         self._token_table[places[0], places[1]] = tokens.clamp(min=0)
         return tokens
-
-    def _upload(self, array: NDArray[np.int64] | NDArray[np.int32]) -> torch.Tensor:
-        return _pinned(array).to(self.device, non_blocking=True)
 
 
 def _describe_decodes(rows: list[Row], page_size: int) -> NDArray[np.int64]:
@@ -197,9 +195,3 @@ def _sampling(rows: list[Row]) -> list[Row]:
 def _table(row: Row) -> BlockTable:
     assert row.sequence.table is not None
     return row.sequence.table
-
-
-def _pinned(array: NDArray[np.int64] | NDArray[np.int32]) -> torch.Tensor:
-    """A tensor that a GPU can fetch by itself. torch keeps its memory until that has happened."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptj_predictor.engine.request import SamplingParams
+from gptj_predictor.engine.upload import upload
 
 #: Tokens as likely as the k-th that are kept beside it. In fp32 there are hardly ever any; the
 #: limit lets the number of candidates be known without waiting for the device.
@@ -79,26 +80,22 @@ class Sampler:
         finite = logits.amax(dim=-1).isfinite()
         if any(p.repetition_penalty != 1 for p in params):
             _penalize_repetition(logits, params, int(lengths.max()), token_table, places)
-        self._forbid_early_end(logits, params, lengths)
+        early = [i for i, p in enumerate(params) if lengths[i] < p.min_length]
+        if early:
+            rows = upload(early, logits.device)
+            for token_id in self.eos_token_ids:
+                logits[rows, token_id] = -torch.inf
         chosen = logits.argmax(dim=-1)
         vocabulary = logits.shape[1]
-        bounded = [i for i, p in enumerate(params) if not p.greedy and 0 < p.top_k < vocabulary]
-        unbounded = [i for i, p in enumerate(params) if not p.greedy and i not in set(bounded)]
-        for group in (bounded, unbounded):
+        drawing = [i for i, p in enumerate(params) if not p.greedy]
+        for bounded in (True, False):
+            group = [i for i in drawing if (0 < params[i].top_k < vocabulary) is bounded]
             if group:
-                rows = _upload(group, torch.int64, logits)
-                drawn = _draw(logits[rows], [params[i] for i in group], places[1, rows])
-                chosen[rows] = drawn
+                rows = upload(group, logits.device)
+                chosen[rows] = _draw(
+                    logits[rows], [params[i] for i in group], places[1, rows], bounded=bounded
+                )
         return chosen.where(finite, -1)
-
-    def _forbid_early_end(
-        self, logits: torch.Tensor, params: list[SamplingParams], lengths: NDArray[np.int64]
-    ) -> None:
-        rows = [i for i, p in enumerate(params) if lengths[i] < p.min_length]
-        if rows and self.eos_token_ids:
-            places = _upload(rows, torch.int64, logits)
-            for token_id in self.eos_token_ids:
-                logits[places, token_id] = -torch.inf
 
 
 def _penalize_repetition(
@@ -113,34 +110,28 @@ def _penalize_repetition(
     # writes the same value.
     within = torch.arange(longest, device=seen.device) < places[1, :, None]
     seen = seen.where(within, seen[:, :1])
-    penalties = _upload([p.repetition_penalty for p in params], torch.float32, logits)[:, None]
+    factors = [p.repetition_penalty for p in params]
+    penalties = upload(factors, logits.device, torch.float32)[:, None]
     scores = logits.gather(1, seen)
     scores = torch.where(scores < 0, scores * penalties, scores / penalties)
     logits.scatter_(1, seen, scores)
 
 
 def _draw(
-    logits: torch.Tensor, params: list[SamplingParams], positions: torch.Tensor
+    logits: torch.Tensor, params: list[SamplingParams], positions: torch.Tensor, *, bounded: bool
 ) -> torch.Tensor:
-    """Sample every row; either all rows have a top-k below the vocabulary, or none has."""
-    logits = logits / _upload([p.temperature for p in params], torch.float32, logits)[:, None]
+    """Sample every row; all have a top-k below the vocabulary if ``bounded``, or else none has."""
+    device = logits.device
+    logits = logits / upload([p.temperature for p in params], device, torch.float32)[:, None]
     ids = None
-    if 0 < params[0].top_k < logits.shape[1]:
+    if bounded:
         logits, ids = _keep_top_k(logits, [p.top_k for p in params])
     if any(p.top_p < 1 for p in params):
-        top_p = _upload([p.top_p for p in params], torch.float32, logits)
+        top_p = upload([p.top_p for p in params], device, torch.float32)
         logits = _drop_below_top_p(logits, top_p)
-    seeds = _upload([p.seed for p in params], torch.int64, logits)
+    seeds = upload([p.seed for p in params], device)
     drawn = _invert(logits, uniform(seeds, positions))
     return drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
-
-
-def _upload(
-    values: list[int] | list[float], dtype: torch.dtype, like: torch.Tensor
-) -> torch.Tensor:
-    """Bring numbers to the device of ``like`` without waiting for it."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=like.device.type == "cuda")
-    return host.to(like.device, non_blocking=True)
 
 
 def _keep_top_k(logits: torch.Tensor, top_k: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,7 +143,7 @@ def _keep_top_k(logits: torch.Tensor, top_k: list[int]) -> tuple[torch.Tensor, t
     """
     count = min(max(top_k) + _TIES, logits.shape[1])
     likeliest = logits.topk(count, dim=-1)
-    threshold = likeliest.values.gather(1, _upload(top_k, torch.int64, logits)[:, None] - 1)
+    threshold = likeliest.values.gather(1, upload(top_k, logits.device)[:, None] - 1)
     ids, order = likeliest.indices.sort(dim=-1)
     candidates = likeliest.values.gather(1, order)
     return candidates.masked_fill(candidates < threshold, -torch.inf), ids

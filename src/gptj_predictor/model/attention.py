@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from gptj_predictor.model.kv_cache import Extent, StepInputs
+from gptj_predictor.model.kv_cache import Extent, LayerCache, StepInputs
 
 #: With more pieces than this it is quicker to copy them together than to attend to each.
 _MOST_PIECES = 8
@@ -58,51 +58,40 @@ class SdpaAttention:
     capturable = False
 
     def store(
-        self,
-        qkv: torch.Tensor,
-        rotations: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        step: StepInputs,
+        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
     ) -> None:
         """Rotate the new queries and keys in place and write keys and values to the cache.
 
         Args:
             qkv: ``[T, 3, heads, head_size]`` queries, keys and values.
             rotations: ``[T, rotary_dim / 2]`` complex.
-            keys: ``[pages, page_size, heads, head_size]``, one layer's.
-            values: As ``keys``.
+            cache: This layer's.
             step: Where each of the T tokens goes.
         """
         rotate(qkv[:, :2], rotations)
-        keys.flatten(0, 1)[step.cache_slots] = qkv[:, 1]
-        values.flatten(0, 1)[step.cache_slots] = qkv[:, 2]
+        cache.keys.flatten(0, 1)[step.cache_slots] = qkv[:, 1]
+        cache.values.flatten(0, 1)[step.cache_slots] = qkv[:, 2]
 
-    def attend(
-        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
-    ) -> None:
+    def attend(self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs) -> None:
         """Causal attention of every new token to its own sequence; the output replaces values.
 
         Args:
             qkv: ``[T, 3, heads, head_size]`` as :meth:`store` left them.
-            keys: ``[pages, page_size, heads, head_size]``, this step's keys already written.
-            values: As ``keys``.
+            cache: This layer's, with this step's keys and values in it.
             step: Which slots belong to which of the T tokens.
         """
-        self.attend_decodes(qkv[: step.decodes], keys, values, step)
+        self.attend_decodes(qkv[: step.decodes], cache, step)
         start = step.decodes
         for chunk in step.chunks:
             query, new_key, new_value = qkv[start : start + chunk.tokens].unbind(1)
-            pieces = [*_pieces(keys, values, chunk.context), (new_key, new_value)]
+            pieces = [*_pieces(cache, chunk.context), (new_key, new_value)]
             new_value.copy_(_attend(query, pieces, causal=True))
             start += chunk.tokens
 
-    def attend_decodes(
-        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
-    ) -> None:
+    def attend_decodes(self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs) -> None:
         """:meth:`attend` for the D decoding rows."""
         for row, context in zip(qkv, step.contexts, strict=True):
-            row[2] = _attend(row[:1], _pieces(keys, values, context), causal=False)[0]
+            row[2] = _attend(row[:1], _pieces(cache, context), causal=False)[0]
 
 
 class TritonAttention(SdpaAttention):
@@ -119,23 +108,16 @@ class TritonAttention(SdpaAttention):
         self._processors = processors
 
     def store(
-        self,
-        qkv: torch.Tensor,
-        rotations: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        step: StepInputs,
+        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
     ) -> None:
         """As the base class does, in one kernel."""
         queries, new_keys, new_values = qkv.unbind(1)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             self._kernels.rotate_and_store(
-                queries, new_keys, new_values, rotations, step.cache_slots, keys, values
+                queries, new_keys, new_values, rotations, step.cache_slots, *cache
             )
 
-    def attend_decodes(
-        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, step: StepInputs
-    ) -> None:
+    def attend_decodes(self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs) -> None:
         """As the base class does, reading the block tables on the device."""
         if not step.decodes:
             return
@@ -143,7 +125,7 @@ class TritonAttention(SdpaAttention):
         splits = self._kernels.splits_for(query.shape[0], query.shape[1], self._processors)
         with torch.cuda.device_of(qkv):
             self._kernels.decode_attention(
-                query, keys, values, step.block_tables, step.lengths, out, splits
+                query, *cache, step.block_tables, step.lengths, out, splits
             )
 
 
@@ -165,11 +147,9 @@ def _triton_can_build() -> bool:
     return any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
 
 
-def _pieces(
-    keys: torch.Tensor, values: torch.Tensor, extents: list[Extent]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _pieces(cache: LayerCache, extents: list[Extent]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Keys and values of a context, ``[tokens, heads, head_size]`` each, as views if possible."""
-    keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+    keys, values = (pages.flatten(0, 1) for pages in cache)
     pieces = [(keys[at : at + count], values[at : at + count]) for at, count in extents]
     return [_join(pieces)] if len(pieces) > _MOST_PIECES else pieces
 

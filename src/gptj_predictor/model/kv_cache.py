@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,13 @@ NULL_PAGE = 0
 
 #: Neighbouring cache slots of one sequence: the first slot and how many follow each other.
 Extent = tuple[int, int]
+
+
+class LayerCache(NamedTuple):
+    """One layer's keys (rotated) and values: ``[pages, page_size, heads, head_size]`` each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
 
 
 class PagedKVCache:
@@ -35,10 +43,9 @@ class PagedKVCache:
         shape = (2, pages, page_size, heads, head_size)
         self._layers = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
 
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys (rotated) and values of a layer: ``[pages, page_size, heads, head_size]`` each."""
-        keys, values = self._layers[index].unbind(0)
-        return keys, values
+    def layer(self, index: int) -> LayerCache:
+        """A layer's part, as views."""
+        return LayerCache(*self._layers[index].unbind(0))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transformers import GPTJConfig
 from transformers.activations import ACT2FN
 
 from gptj_predictor.model.attention import SdpaAttention, rotary_table, select_attention
-from gptj_predictor.model.kv_cache import PagedKVCache, StepInputs
+from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache, StepInputs
 from gptj_predictor.model.linear import Projection
 
 
@@ -44,8 +44,7 @@ class GPTJLayer(nn.Module):
         self,
         residual: torch.Tensor,
         rotations: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
+        cache: LayerCache,
         step: StepInputs,
         attention: SdpaAttention,
     ) -> torch.Tensor:
@@ -53,10 +52,10 @@ class GPTJLayer(nn.Module):
         hidden = self.hidden
         projected = self.project_in(self.norm(residual))
         qkv = projected[:, : 3 * hidden].unflatten(1, (3, self.heads, -1))
-        attention.store(qkv, rotations, keys, values, step)
+        attention.store(qkv, rotations, cache, step)
         # The values are in the cache now: attention's output takes their columns, so that it lies
         # beside the MLP's hidden values, as the second product wants it.
-        attention.attend(qkv, keys, values, step)
+        attention.attend(qkv, cache, step)
         mixed = projected[:, 2 * hidden :]
         self._activate(mixed[:, hidden:])
         return self.project_out.add_to(residual, mixed)
@@ -147,9 +146,14 @@ class GPTJNetwork(nn.Module):
         return cast("Iterator[GPTJLayer]", iter(self.layers))
 
     def allocate(self, placement: Placement) -> None:
-        """Give a network that was laid out without memory its memory, unfilled but for constants.
+        """Give a network that was laid out without memory its memory, and choose how it attends.
 
-        q, k and v have no bias in GPT-J, so their part of the fused bias is zero.
+        Weights stay unfilled; rotary tables are made for every device, and the fused bias is zero,
+        as q, k and v have none in GPT-J.
+
+        Raises:
+            ValueError: ``placement`` names more or fewer layers than there are, or parts the head
+                from the embedding though they share a weight.
         """
         self.placement = placement
         self.embedding.to_empty(device=placement.embedding)
@@ -225,8 +229,7 @@ class GPTJNetwork(nn.Module):
                 here = self.placement.layers[index]
                 hidden, step = hidden.to(here), step.to(here)
                 rotations = self._rotations[here][step.positions]
-            keys, values = cache.layer(index)
-            hidden = layer(hidden, rotations, keys, values, step, self.attentions[here])
+            hidden = layer(hidden, rotations, cache.layer(index), step, self.attentions[here])
         hidden = hidden.to(self.placement.head)
         if rows is not None:
             hidden = hidden[rows.to(hidden.device)]
