@@ -46,7 +46,7 @@ MAY_USE = {
     "precision": set(),
     "server": {"", "engine", "settings", "tokenizer"},
     "settings": {"precision"},
-    "snapshot": {"model"},
+    "snapshot": {"model", "precision", "settings"},
     "tokenizer": set(),
 }
 

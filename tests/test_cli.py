@@ -143,7 +143,9 @@ class TestProcess:
     def test_a_snapshot_that_cannot_be_served(self, tmp_path: Path) -> None:
         done = run("--model", str(tmp_path))
         assert done.returncode == 1
-        assert "config.json is missing" in done.stderr.splitlines()[-1]
+        assert (
+            "holds no snapshot; run: gptj-predictor snapshot pull" in done.stderr.splitlines()[-1]
+        )
         assert "Traceback" not in done.stderr
 
     def test_a_tokenizer_of_another_model(self, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class Assembly:
         descriptions = [describe_device(device) for device in devices]
         choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
         free = {device: free_bytes(device) for device in devices}
-        placement = place(empty_network(folder, choice.dtype), devices, free)
+        placement = place(empty_network(folder.config, choice.dtype), devices, free)
         for device, description in zip(devices, descriptions, strict=True):
             if device in placement.devices:
                 check_precision(settings.precision, choice.dtype, description)
@@ -90,7 +90,12 @@ class Assembly:
         """
         torch.set_num_threads(self.settings.threads or usable_cpus())
         started = time.perf_counter()
-        network = load_network(self.folder, self.dtype, self.placement)
+        network = load_network(
+            self.folder,
+            self.dtype,
+            self.placement,
+            check_digests=self.settings.check_digests,
+        )
         seconds = time.perf_counter() - started
         logger.info(
             "loaded %.2f GB of weights in %.1f s (%.2f GB/s)",

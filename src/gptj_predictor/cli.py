@@ -15,7 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from gptj_predictor import __version__
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.precision import Precision
 from gptj_predictor.settings import (
+    DEFAULT_MODEL_ID,
     MOUNTED_MODEL,
     GenerationParameters,
     Limits,
@@ -52,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _complain(error, 2)
     except StartError as error:
         return _complain(error, 1)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -80,7 +84,84 @@ def build_parser() -> argparse.ArgumentParser:
     )
     # kserve names every model "model"; ours has a better name if none is given.
     serve_parser.set_defaults(run=serve, model_name=None)
+    snapshot_parser = commands.add_parser(
+        "snapshot", help="the model cache: pull, verify, info, prune", allow_abbrev=False
+    )
+    _add_snapshot_commands(snapshot_parser.add_subparsers(required=True, metavar="COMMAND"))
     return parser
+
+
+def _add_snapshot_commands(commands: argparse._SubParsersAction[_OneLineParser]) -> None:
+    pull = commands.add_parser(
+        "pull",
+        help="bring a model of the Hugging Face hub into the cache",
+        description="Download a model, convert it to safetensors in one precision, and publish it "
+        "whole or not at all. Safe to repeat, to kill, and to run in several pods at once. "
+        "HF_TOKEN and HF_ENDPOINT are honoured.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    pull.add_argument(
+        "model_id", nargs="?", default=DEFAULT_MODEL_ID, metavar="MODEL_ID", help="OWNER/NAME"
+    )
+    pull.add_argument("--revision", default="main", help="branch, tag or commit")
+    pull.add_argument(
+        "--precision",
+        default="auto",
+        choices=[str(precision) for precision in Precision],
+        help="to store; auto: that of the GPU here, else bfloat16, or the checkpoint's own if "
+        "that has 16 bits",
+    )
+    pull.add_argument("--dest", type=Path, default=MOUNTED_MODEL, help="the cache's folder")
+    pull.add_argument("--retries", type=_count, default=6, help="of a file, pauses double from 1 s")
+    for flag, text in (
+        ("--offline", "use what is there and no network"),
+        ("--verify", "read all of a version that is there, and make it anew if it is damaged"),
+        ("--keep-source", "keep what was downloaded beside what was made of it"),
+    ):
+        pull.add_argument(flag, action="store_true", help=text)
+    pull.set_defaults(run=_snapshot_command, command="run_pull")
+    for name, text in (
+        ("verify", "read every byte and compare it with the manifest"),
+        ("info", "what is there, and whether it is whole"),
+        ("prune", "remove old versions and what killed pulls left; never one in use"),
+    ):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.add_argument(
+            "folder",
+            nargs="?",
+            type=Path,
+            default=MOUNTED_MODEL,
+            metavar="DIR",
+            help="a cache, a model's root in it, or one version",
+        )
+        if name == "info":
+            command.add_argument("--json", action="store_true", help="print it as JSON")
+        command.set_defaults(run=_snapshot_command, command=f"run_{name}")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
+def _snapshot_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
+    # These take seconds to import; --help need not wait for them.
+    from gptj_predictor.snapshot import commands
+    from gptj_predictor.snapshot.errors import SnapshotError
+
+    try:
+        getattr(commands, flags.command)(flags)
+    except SnapshotError as error:
+        raise StartError(str(error)) from error
 
 
 def _kserve_parser() -> _OneLineParser:
@@ -104,7 +185,8 @@ def _add_flags(group: argparse._ArgumentGroup, model: type[BaseModel]) -> None:
     for name, field in model.model_fields.items():
         default = "" if field.default is None else f" (default: {field.default})"
         group.add_argument(
-            f"--{name}",
+            *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+            dest=name,
             metavar=name.upper(),
             default=argparse.SUPPRESS,
             help=f"{field.description}{default}".replace("%", "%%"),
@@ -180,7 +262,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     from gptj_predictor.server.app import PredictorServer
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
-    from gptj_predictor.snapshot.folder import SnapshotError
+    from gptj_predictor.snapshot.errors import SnapshotError
     from gptj_predictor.tokenizer import TokenizerError
 
     try:
@@ -209,17 +291,17 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
 
 def _model_folder(settings: ServerSettings) -> Path:
-    if settings.model is not None:
-        return settings.model
-    if MOUNTED_MODEL.is_dir() and any(MOUNTED_MODEL.iterdir()):
-        logger.info("no --model given: serving what is mounted at %s", MOUNTED_MODEL)
-        return MOUNTED_MODEL
-    logger.warning(
-        "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a few "
-        "million parameters that shows the interface and not GPT-J-6B's answers",
-        MOUNTED_MODEL,
-    )
-    return DEMO_SNAPSHOT
+    from gptj_predictor.snapshot.wait import wait_for_snapshot
+
+    if settings.model is None and not settings.cache.is_dir():
+        logger.warning(
+            "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a "
+            "few million parameters that shows the interface and not GPT-J-6B's answers",
+            settings.cache,
+        )
+        return DEMO_SNAPSHOT
+    model = str(settings.cache) if settings.model is None else settings.model
+    return wait_for_snapshot(model, settings.cache, settings.wait_for_snapshot)
 
 
 def _fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:

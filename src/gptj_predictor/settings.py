@@ -165,10 +165,20 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Path | None = Field(
+    model: str | None = Field(
         None,
-        description=f"Snapshot folder. Default: {MOUNTED_MODEL} if something is mounted there, "
-        "else the bundled demo.",
+        min_length=1,
+        description="Snapshot folder, folder with a model's versions, or a model id found in the "
+        "cache. Default: what is in the cache, or the bundled demo if that does not exist.",
+    )
+    cache: Path = Field(
+        MOUNTED_MODEL, description="Folder that gptj-predictor snapshot pull fills."
+    )
+    wait_for_snapshot: float = Field(
+        0, ge=0, description="Seconds to wait for a pull to publish a snapshot before giving up."
+    )
+    check_digests: bool = Field(
+        True, description="Compare what is loaded with the digests that the pull noted."
     )
     model_id: str = Field(
         DEFAULT_MODEL_ID,

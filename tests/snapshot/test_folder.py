@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder
+from gptj_predictor.model.linear import Projection
+from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import check_tensors
 from tests.support.engines import load
 from tests.support.reference import ReferenceModel, make_reference
@@ -30,7 +31,7 @@ def model(tmp_path: Path) -> ReferenceModel:
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Every tensor as it lies in the network, before the network is packed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GPTJNetwork, "pack", lambda _: None)
+        patch.setattr(Projection, "pack", lambda _: None)
         return load(folder, dtype).checkpoint_views()
 
 

@@ -1,7 +1,8 @@
 """Reading a Hugging Face snapshot folder without reading its weights.
 
 :meth:`SnapshotFolder.open` looks at the configuration and at the safetensors headers only, so that
-a folder that cannot be served is refused before a port is bound or a byte of weights is read.
+a folder that cannot be served is refused before a port is bound or a byte of weights is read. If
+the folder has a manifest, the small files and the sizes of the large ones are compared with it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +18,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GPTJConfig
 
+from gptj_predictor.snapshot import tensorizer
+from gptj_predictor.snapshot.blocks import read_layout
+from gptj_predictor.snapshot.cache import ModelRoot
+from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.manifest import Manifest
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+
+#: What CoreWeave's tensorizer writes, beside a snapshot's other files.
+TENSORIZER_FILE = "model.tensors"
 
 #: safetensors dtype names that a network can be built from.
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,17 +37,13 @@ FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 CONSTANT_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attn.embed_positions")
 
 
-class SnapshotError(ValueError):
-    """The folder cannot be served; the text names the file and what is wrong with it."""
-
-
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor of the checkpoint lies.
 
     Attributes:
-        file: The safetensors file.
-        offset: Byte of the file where its values begin.
+        file: That holds it.
+        offset: Byte of a safetensors file where its values begin.
         dtype: Of its values.
         shape: Of the tensor, whose values follow each other row by row.
     """
@@ -55,11 +62,13 @@ class SnapshotFolder:
         path: The folder.
         config: The network's configuration, as transformers reads it.
         tensors: Every weight by its checkpoint name, without constant buffers.
+        manifest: What the pull that made it says of it, if one did.
     """
 
     path: Path
     config: GPTJConfig
     tensors: Mapping[str, StoredTensor]
+    manifest: Manifest | None = None
 
     @classmethod
     def open(cls, path: Path) -> SnapshotFolder:
@@ -71,8 +80,14 @@ class SnapshotFolder:
         """
         if not path.is_dir():
             raise SnapshotError(f"model folder {path} does not exist or is not a folder")
-        config = _read_config(path)
-        return cls(path=path, config=config, tensors=_read_headers(path))
+        try:
+            manifest = Manifest.read(path)
+            if manifest is not None:
+                _check_files(path, manifest)
+            config = read_config(path)
+            return cls(path, config, _read_headers(path), manifest)
+        except SnapshotError as error:
+            raise with_repair(error, path) from error
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,9 +98,47 @@ class SnapshotFolder:
         return elements.most_common(1)[0][0]
 
 
-def _read_config(path: Path) -> GPTJConfig:
+def with_repair(error: SnapshotError, path: Path) -> SnapshotError:
+    """The error with the command that mends it, if the folder is a version of a cache."""
+    if ModelRoot(path.parent.parent).versions_path != path.parent or "; run: " in str(error):
+        return error
+    return type(error)(f"{error}; {repair_command(path)}")
+
+
+def repair_command(version: Path) -> str:
+    """What to type to have a damaged version again."""
+    root = ModelRoot(version.parent.parent)
+    with suppress(SnapshotError):
+        manifest = Manifest.read(version)
+        if manifest is not None:
+            return manifest.repair(root.path.parent)
+    return root.repair()
+
+
+def _check_files(path: Path, manifest: Manifest) -> None:
+    """Compare what is cheap to compare: small files by digest, weights by size."""
+    for name, record in manifest.files.items():
+        if not record.blocks:
+            manifest.check_file(path, name)
+            continue
+        try:
+            size = (path / name).stat().st_size
+        except FileNotFoundError:
+            raise SnapshotError(f"{path / name} is missing; the manifest names it") from None
+        if size != record.size:
+            raise SnapshotError(
+                f"{path / name} has {size} bytes; the manifest says {record.size}: it is damaged"
+            )
+
+
+def read_config(path: Path) -> GPTJConfig:
+    """A folder's ``config.json``, as transformers reads it.
+
+    Raises:
+        SnapshotError: it is missing, damaged, or not a GPT-J's.
+    """
     file = path / "config.json"
-    raw = _read_json_object(file)
+    raw = read_json_object(file)
     if raw.get("model_type") != "gptj":
         raise SnapshotError(
             f"{file} says model_type {raw.get('model_type')!r}; only 'gptj' can be served"
@@ -119,59 +172,68 @@ def _check_shape_arithmetic(file: Path, config: GPTJConfig) -> None:
 
 def _read_headers(path: Path) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
+    if is_tensorizer(path):
+        file = path / TENSORIZER_FILE
+        for name, (dtype, shape) in tensorizer.read_headers(file).items():
+            if not name.endswith(CONSTANT_BUFFERS):
+                _check_float(file, name, str(dtype), dtype in FLOAT_DTYPES.values())
+                tensors[name] = StoredTensor(file, 0, dtype, shape)
+        return tensors
     for file in _weight_files(path):
-        try:
-            offsets = _value_offsets(file)
-            with safe_open(file, framework="pt") as opened:  # checks all of the header
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    header = opened.get_slice(name)
-                    if name.endswith(CONSTANT_BUFFERS):
-                        continue
-                    tensors[name] = StoredTensor(
-                        file=file,
-                        offset=offsets[name],
-                        dtype=_float_dtype(file, name, header.get_dtype()),
-                        shape=tuple(header.get_shape()),
-                    )
-        except SnapshotError:
-            raise
-        except (SafetensorError, OSError, ValueError, LookupError) as error:
-            raise SnapshotError(
-                f"{file} is not a whole safetensors file ({error}); fetch it again"
-            ) from error
+        tensors |= read_header(file)
     return tensors
 
 
-def _value_offsets(file: Path) -> dict[str, int]:
-    """Where each tensor's values begin.
-
-    A safetensors file is the header's length in 8 bytes, little endian, the header as JSON, and the
-    values, whose offsets count from the header's end (safetensors' README, "Format").
-    """
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > file.stat().st_size:
-            raise ValueError("its header is longer than the file")
-        header = json.loads(opened.read(length))
-    return {
-        name: 8 + length + entry["data_offsets"][0]
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+def is_tensorizer(path: Path) -> bool:
+    """Whether a folder's weights are in tensorizer's format; safetensors win over it."""
+    others = (INDEX_FILE, SINGLE_FILE)
+    return (path / TENSORIZER_FILE).is_file() and not any((path / name).exists() for name in others)
 
 
-def _float_dtype(file: Path, name: str, dtype: str) -> torch.dtype:
-    if dtype not in FLOAT_DTYPES:
+def _check_float(file: Path, name: str, stored: str, is_float: bool) -> None:
+    if not is_float:
         allowed = ", ".join(sorted(FLOAT_DTYPES))
-        raise SnapshotError(f"{file}: tensor {name} is stored as {dtype}; allowed are {allowed}")
-    return FLOAT_DTYPES[dtype]
+        raise SnapshotError(f"{file}: tensor {name} is stored as {stored}; allowed are {allowed}")
+
+
+def read_header(file: Path, *, constants: bool = False) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file, with the old constant buffers or without.
+
+    Raises:
+        SnapshotError: it is missing, cut off or damaged, or holds other than floats.
+    """
+    try:
+        _, layout = read_layout(file)
+        offsets = {tensor.name: tensor.offset for tensor in layout}
+        tensors = {}
+        with safe_open(file, framework="pt") as opened:  # checks all of the header
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                if name.endswith(CONSTANT_BUFFERS) and not constants:
+                    continue
+                header = opened.get_slice(name)
+                dtype = header.get_dtype()
+                constant = name.endswith(CONSTANT_BUFFERS)
+                _check_float(file, name, dtype, constant or dtype in FLOAT_DTYPES)
+                tensors[name] = StoredTensor(
+                    file=file,
+                    offset=offsets[name],
+                    dtype=FLOAT_DTYPES.get(dtype, torch.bool),
+                    shape=tuple(header.get_shape()),
+                )
+        return tensors
+    except SnapshotError:
+        raise
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
+        raise SnapshotError(
+            f"{file} is not a whole safetensors file ({error}); fetch it again"
+        ) from error
 
 
 def _weight_files(path: Path) -> list[Path]:
     """The safetensors files to read: one, or those that the index names."""
     index = path / INDEX_FILE
     if index.is_file():
-        weight_map = _read_json_object(index).get("weight_map")
+        weight_map = read_json_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise SnapshotError(f"{index} has no weight_map")
         names = sorted({str(name) for name in weight_map.values()})
@@ -187,13 +249,18 @@ def _weight_files(path: Path) -> list[Path]:
     if pickles:
         raise SnapshotError(
             f"{path} has its weights as a pickle only ({pickles[0]}), which is never loaded "
-            f"because a pickle can run code; convert it to {SINGLE_FILE} with "
-            "transformers' save_pretrained"
+            "because a pickle can run code; gptj-predictor snapshot pull MODEL_ID fetches and "
+            f"converts a model of the hub, transformers' save_pretrained a folder's"
         )
     raise SnapshotError(f"{path} has neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
-def _read_json_object(file: Path) -> dict[str, object]:
+def read_json_object(file: Path) -> dict[str, object]:
+    """A small JSON file's content.
+
+    Raises:
+        SnapshotError: it is missing, damaged, or not an object.
+    """
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,12 +1,47 @@
-"""From a snapshot folder to a network whose weights are in place."""
+"""From a snapshot folder to a network whose weights are in place.
+
+Several readers take blocks of the files in turn, as one alone gets a third of what a disk or a
+network volume gives. A block is read where it belongs, or by way of a small buffer if it has to be
+cast, spread over the rows of a fused weight or sent to a GPU; its digest is taken while it is still
+in the processor's cache. Weights on a CPU are packed as soon as they are whole, beside the reading
+of the next ones.
+"""
 
 from __future__ import annotations
 
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 from accelerate import init_empty_weights
+from transformers import GPTJConfig
 
+from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.network import GPTJNetwork, Placement
-from gptj_predictor.snapshot.folder import SnapshotError, SnapshotFolder, StoredTensor
+from gptj_predictor.snapshot import tensorizer
+from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_digest, block_ranges, read_layout
+from gptj_predictor.snapshot.cache import in_use
+from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.folder import (
+    TENSORIZER_FILE,
+    SnapshotFolder,
+    is_tensorizer,
+    with_repair,
+)
+
+#: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/load.py``).
+READERS = 8
+
+
+def expected_shapes(config: GPTJConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this configuration must have."""
+    network = empty_network(config, torch.float32)
+    return {name: tuple(view.shape) for name, view in network.checkpoint_views().items()}
 
 
 def check_tensors(folder: SnapshotFolder) -> None:
@@ -15,15 +50,15 @@ def check_tensors(folder: SnapshotFolder) -> None:
     Raises:
         SnapshotError: a tensor is missing, has another shape, or belongs to something else.
     """
-    wanted = empty_network(folder, torch.float32).checkpoint_views()
-    for name, view in wanted.items():
+    wanted = expected_shapes(folder.config)
+    for name, shape in wanted.items():
         if name not in folder.tensors:
             raise SnapshotError(f"{folder.path}: tensor {name} is missing")
         stored = folder.tensors[name]
-        if stored.shape != tuple(view.shape):
+        if stored.shape != shape:
             raise SnapshotError(
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}; "
-                f"config.json asks for {list(view.shape)}"
+                f"config.json asks for {list(shape)}"
             )
     # A tied checkpoint may or may not repeat the embedding under the head's name.
     foreign = sorted(set(folder.tensors) - set(wanted) - {"lm_head.weight"})
@@ -32,52 +67,220 @@ def check_tensors(folder: SnapshotFolder) -> None:
         raise SnapshotError(f"{folder.path}: tensor {foreign[0]}{more} is not part of a GPT-J")
 
 
-def empty_network(folder: SnapshotFolder, dtype: torch.dtype) -> GPTJNetwork:
+def empty_network(config: GPTJConfig, dtype: torch.dtype) -> GPTJNetwork:
     """The network laid out without memory."""
     with init_empty_weights(include_buffers=True):
-        return GPTJNetwork(folder.config, dtype)
+        return GPTJNetwork(config, dtype)
 
 
-def load_network(folder: SnapshotFolder, dtype: torch.dtype, placement: Placement) -> GPTJNetwork:
-    """Build the network and copy every stored tensor into its place, casting on the way.
+def load_network(
+    folder: SnapshotFolder, dtype: torch.dtype, placement: Placement, *, check_digests: bool = True
+) -> GPTJNetwork:
+    """Build the network and read every stored tensor into its place, casting on the way.
 
-    The network is first laid out without memory, then allocated once in ``dtype``, then filled
-    tensor by tensor: straight into place where that is possible, else by way of one tensor's copy.
-    At the end weights on a CPU are packed one by one. Files are read, not mapped: a mapped file
-    that is cut off, or a volume that goes away, would kill the process without a word.
+    Files are read, not mapped: a mapped file that is cut off, or a volume that goes away, would
+    kill the process without a word.
+
+    Args:
+        folder: What to load.
+        dtype: To hold the weights in.
+        placement: Which device gets which part.
+        check_digests: Compare every block with the manifest, if there is one.
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
     """
     check_tensors(folder)
-    network = empty_network(folder, dtype)
+    network = empty_network(folder.config, dtype)
     network.allocate(placement)
-    for name, place in network.checkpoint_views().items():
-        stored = folder.tensors[name]
-        try:
-            if place.device.type == "cpu" and place.dtype is stored.dtype and place.is_contiguous():
-                _read_into(place, stored)
+    try:
+        with in_use(folder.path):
+            if is_tensorizer(folder.path):
+                _load_tensorizer(folder, network, check_digests=check_digests)
             else:
-                copy = torch.empty(stored.shape, dtype=stored.dtype)
-                _read_into(copy, stored)
-                place.copy_(copy)
-        except OSError as error:
-            raise SnapshotError(f"{stored.file}: tensor {name} cannot be read: {error}") from error
-    network.pack()
+                _Loader(folder, network, check_digests=check_digests).run()
+    except SnapshotError as error:
+        raise with_repair(error, folder.path) from error
     return network.eval()
 
 
-def _read_into(tensor: torch.Tensor, stored: StoredTensor) -> None:
-    """Fill a contiguous CPU tensor of the stored dtype and shape from its file.
+def _load_tensorizer(folder: SnapshotFolder, network: GPTJNetwork, *, check_digests: bool) -> None:
+    places = network.checkpoint_views()
+
+    def take(name: str, tensor: torch.Tensor) -> None:
+        if name in places:
+            places[name].copy_(tensor)
+
+    tensorizer.read_tensors(folder.path / TENSORIZER_FILE, take, check=check_digests)
+    places.clear()  # or packing would not free them
+    network.pack()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One read: ``size`` bytes of a file from ``begin`` on.
+
+    ``place`` is the tensor that they are part of, ``None`` for bytes that only have a digest, and
+    ``first`` the element of it that they begin with.
+    """
+
+    file: Path
+    begin: int
+    size: int
+    dtype: torch.dtype
+    digest: str | None
+    place: torch.Tensor | None = None
+    first: int = 0
+
+
+class _Loader:
+    """One load."""
+
+    def __init__(
+        self, folder: SnapshotFolder, network: GPTJNetwork, *, check_digests: bool
+    ) -> None:
+        self._folder = folder
+        self._network = network
+        self._manifest = folder.manifest if check_digests else None
+        self._descriptors: dict[Path, int] = {}
+        self._own = threading.local()
+        self._pinned = any(device.type == "cuda" for device in network.placement.devices)
+
+    def run(self) -> None:
+        """Read everything.
+
+        Raises:
+            SnapshotError: a file cannot be read, or is not what the manifest says.
+        """
+        # Of a tied network the embedding and the head are one memory, which the head packs.
+        owners = {
+            module.weight.untyped_storage().data_ptr(): module
+            for module in self._network.modules()
+            if isinstance(module, Projection)
+        }
+        missing: dict[Projection, int] = {}
+        threads = torch.get_num_threads()
+        with ExitStack() as stack:
+            readers = stack.enter_context(
+                # A reader casts and spreads its own block alone.
+                ThreadPoolExecutor(
+                    READERS, "reader", initializer=torch.set_num_threads, initargs=(1,)
+                )
+            )
+            try:
+                # Nothing here may keep a block, or packing would not free its place.
+                waiting: dict[Future[None], Projection | None] = {}
+                for block in self._blocks(stack):
+                    owner = None
+                    if block.place is not None:
+                        owner = owners.get(block.place.untyped_storage().data_ptr())
+                    if owner is not None:
+                        missing[owner] = missing.get(owner, 0) + 1
+                    waiting[readers.submit(self._read, block)] = owner
+                    del block
+                for future in as_completed(waiting):
+                    future.result()
+                    owner = waiting[future]
+                    if owner is not None:
+                        missing[owner] -= 1
+                        if not missing[owner]:
+                            owner.pack()
+            finally:
+                readers.shutdown(wait=True, cancel_futures=True)
+                # Setting a thread's number set that of threads to come as well.
+                torch.set_num_threads(threads)
+
+    def _blocks(self, stack: ExitStack) -> Iterator[_Block]:
+        places = self._network.checkpoint_views()
+        for file in dict.fromkeys(stored.file for stored in self._folder.tensors.values()):
+            try:
+                descriptor = os.open(file, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                self._descriptors[file] = descriptor
+                header, tensors = read_layout(file)
+                size = os.fstat(descriptor).st_size
+            except (OSError, ValueError, LookupError, TypeError) as error:
+                raise SnapshotError(f"{file} cannot be read: {error}") from error
+            ranges = list(block_ranges(size, header, tensors))
+            digests: tuple[str | None, ...] = (None,) * len(ranges)
+            if self._manifest is not None:
+                record = self._manifest.files.get(file.name)
+                if record is None or len(record.blocks) != len(ranges):
+                    raise SnapshotError(f"{file} is damaged: its blocks are not the manifest's")
+                digests = record.blocks
+            by_offset = {tensor.offset: tensor.name for tensor in tensors if tensor.size}
+            name, start = "", 0
+            for (begin, end), digest in zip(ranges, digests, strict=True):
+                if begin in by_offset:
+                    name, start = by_offset[begin], begin
+                place = places.get(name) if header <= begin else None
+                if place is None and digest is None:
+                    continue
+                dtype = self._folder.tensors[name].dtype if place is not None else torch.uint8
+                first = (begin - start) // dtype.itemsize
+                yield _Block(file, begin, end - begin, dtype, digest, place, first)
+
+    def _read(self, block: _Block) -> None:
+        place = block.place
+        straight = (
+            place is not None
+            and place.device.type == "cpu"
+            and place.dtype is block.dtype
+            and place.is_contiguous()
+        )
+        if straight:
+            assert place is not None
+            count = block.size // block.dtype.itemsize
+            values = place.view(-1)[block.first : block.first + count]
+        else:
+            values = self._buffer()[: block.size].view(block.dtype)
+        content = values.view(torch.uint8).numpy().data
+        try:
+            read_into(content, self._descriptors[block.file], block.begin)
+        except OSError as error:
+            raise SnapshotError(f"{block.file} cannot be read: {error}") from error
+        if block.digest is not None and block_digest(content) != block.digest:
+            raise SnapshotError(
+                f"{block.file} is damaged between bytes {block.begin} and "
+                f"{block.begin + block.size}: the digest is not the manifest's"
+            )
+        if place is not None and not straight:
+            _put(place, block.first, values.to(place.device))
+
+    def _buffer(self) -> torch.Tensor:
+        """This thread's own; page-locked if a GPU is to read from it."""
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
+        buffer: torch.Tensor = self._own.buffer
+        return buffer
+
+
+def _put(place: torch.Tensor, first: int, values: torch.Tensor) -> None:
+    """Copy flat values to the elements of a tensor from ``first`` on, counted row by row."""
+    if place.is_contiguous():
+        place.view(-1)[first : first + len(values)].copy_(values)
+        return
+    columns = place.shape[1]
+    row, column = divmod(first, columns)
+    if column:
+        head = min(columns - column, len(values))
+        place[row, column : column + head].copy_(values[:head])
+        row, values = row + 1, values[head:]
+    whole = len(values) // columns
+    place[row : row + whole].copy_(values[: whole * columns].view(whole, columns))
+    rest = values[whole * columns :]
+    if len(rest):
+        place[row + whole, : len(rest)].copy_(rest)
+
+
+def read_into(content: memoryview, descriptor: int, offset: int) -> None:
+    """Fill a buffer from a file.
 
     Raises:
         OSError: the file cannot be read, or ends too early.
     """
-    left = tensor.view(torch.uint8).numpy().data.cast("B")
-    with stored.file.open("rb", buffering=0) as file:
-        file.seek(stored.offset)
-        while left:
-            count = file.readinto(left)
-            if not count:
-                raise OSError("the file ends too early")
-            left = left[count:]
+    while content:
+        count = os.preadv(descriptor, [content], offset)
+        if not count:
+            raise OSError("the file ends too early")
+        content, offset = content[count:], offset + count

@@ -1,0 +1,82 @@
+"""Pull a made-up checkpoint from a hub on this machine: seconds and peak memory.
+
+    PYTHONPATH=. python benchmarks/pull.py FOLDER [--layers 28] [--precision bfloat16]
+
+The checkpoint is as the published one: a single fp32 pickle, 24.2 GB unless told otherwise. The
+folder needs room for two of it and for what is made of it, which stays there, with its manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from tests.support.hub import HubServer
+from transformers import GPTJConfig, GPTJForCausalLM
+
+from gptj_predictor.demo import DEMO_SNAPSHOT
+
+PULL = """
+import sys
+from pathlib import Path
+from gptj_predictor.cli import main
+
+code = main(sys.argv[1:])
+status = Path("/proc/self/status").read_text()
+print("peak memory", int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9, "GB")
+sys.exit(code)
+"""
+
+
+def main() -> None:
+    """Make the checkpoint, pull it, pull it again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--precision", default="bfloat16")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    config = GPTJConfig(n_layer=arguments.layers)
+    config.architectures = ["GPTJForCausalLM"]
+    pickle = arguments.folder / "pytorch_model.bin"
+    write_pickle(pickle, config)
+    print(f"{pickle.stat().st_size / 1e9:.2f} GB pickle", flush=True)
+    files: dict[str, bytes | Path] = {
+        **{file.name: file for file in DEMO_SNAPSHOT.glob("tokenizer*")},
+        "config.json": config.to_json_string().encode(),
+        pickle.name: pickle,
+    }
+    with HubServer() as hub:
+        hub.add("EleutherAI/gpt-j-6B", files)
+        for _ in range(2):
+            began = time.perf_counter()
+            command = [sys.executable, "-c", PULL, "snapshot", "pull", "--dest"]
+            command += [str(arguments.folder / "cache"), "--precision", arguments.precision]
+            subprocess.run(command, env={**os.environ, "HF_ENDPOINT": hub.endpoint}, check=True)
+            print(f"{time.perf_counter() - began:.1f} s", flush=True)
+    pickle.unlink()
+
+
+def write_pickle(file: Path, config: GPTJConfig) -> None:
+    """Random values, the same in every tensor: mapped from one file, so that none is in memory."""
+    with init_empty_weights():
+        shapes = {name: t.shape for name, t in GPTJForCausalLM(config).state_dict().items()}
+    values = file.with_suffix(".values")
+    largest = max(shape.numel() for shape in shapes.values())
+    values.write_bytes(torch.randn(largest).mul_(0.02).numpy().tobytes())
+    tensors = {
+        name: torch.from_file(str(values), size=shape.numel()).view(shape)
+        for name, shape in shapes.items()
+    }
+    torch.save(tensors, file)
+    values.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""A cache on disk: which snapshot is served, what is damaged, what may go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptj_predictor.cli import main
+from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_ranges, read_layout
+from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot, in_use, remove_version
+from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
+from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.load import load_network
+from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
+from gptj_predictor.snapshot.verify import describe_files, find_damage
+from tests.support.servers import RunningServer
+
+MODEL_ID = "EleutherAI/gpt-j-6B"
+ROOT = "eleutherai-gpt-j-6b"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def publish(cache: Path, name: str = "0123456789ab-bfloat16", model_id: str = MODEL_ID) -> Path:
+    """A version out of the demo's files."""
+    root = ModelRoot(cache / model_id.lower().replace("/", "-"))
+    build = root.pull_path / "build"
+    build.mkdir(parents=True)
+    for file in DEMO_SNAPSHOT.iterdir():
+        if file.suffix in {".json", ".safetensors"}:
+            shutil.copy(file, build)
+    files = describe_files(build, lambda: None)
+    Manifest(model_id, "main", COMMIT, "bfloat16", (), files, {"torch": "x"}).write(build)
+    version = root.publish(build, name)
+    root.set_current(name)
+    root.pull_path.rmdir()
+    return version
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str) -> Done:
+    """The command, in this process."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(["snapshot", *arguments])
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def start(version: Path) -> None:
+    """What a server does with a snapshot before it is ready."""
+    folder = SnapshotFolder.open(version)
+    load_network(folder, torch.float32, Placement.on(torch.device("cpu"), folder.config.n_layer))
+
+
+class TestFind:
+    def test_by_folder_root_cache_and_id(self, tmp_path: Path) -> None:
+        version = publish(tmp_path)
+        for model in (version, version.parent.parent, tmp_path):
+            assert find_snapshot(str(model), Path("/absent")) == version
+        assert find_snapshot(MODEL_ID, tmp_path) == version
+        assert find_snapshot("eleutherai/GPT-J-6b", tmp_path) == version
+        # The model's root may be all that is mounted of the volume.
+        assert find_snapshot(MODEL_ID, tmp_path / ROOT) == version
+        assert find_snapshot(str(DEMO_SNAPSHOT), tmp_path) == DEMO_SNAPSHOT
+
+    def test_several_models(self, tmp_path: Path) -> None:
+        one, two = publish(tmp_path), publish(tmp_path, model_id="other/gptj")
+        assert find_snapshot("other/gptj", tmp_path) == two
+        assert find_snapshot(MODEL_ID, tmp_path) == one
+        with pytest.raises(SnapshotError, match=f"name one with --model: {ROOT}, other-gptj"):
+            find_snapshot(str(tmp_path), tmp_path)
+
+    @pytest.mark.parametrize("model", [MODEL_ID, "./x", "/absent/x", "a/b/c"])
+    def test_missing(self, tmp_path: Path, model: str) -> None:
+        (tmp_path / "lost+found").mkdir()
+        with pytest.raises(SnapshotMissingError, match=model):
+            find_snapshot(model, tmp_path)
+        with pytest.raises(SnapshotMissingError, match="run: gptj-predictor snapshot pull"):
+            find_snapshot(str(tmp_path), tmp_path)
+
+    def test_another_models_root(self, tmp_path: Path) -> None:
+        version = publish(tmp_path)
+        with pytest.raises(SnapshotMissingError, match="no snapshot of that id"):
+            find_snapshot("other/gptj", version.parent.parent)
+
+    @pytest.mark.parametrize("content", ["", "absent\n", "../pull\n", "\udcff"])
+    def test_a_damaged_pointer(self, tmp_path: Path, content: str) -> None:
+        root = ModelRoot(publish(tmp_path).parent.parent)
+        root.current_path.write_text(content, errors="surrogateescape")
+        with pytest.raises(SnapshotError, match=r"CURRENT .*(not there|cannot be read)"):
+            find_snapshot(MODEL_ID, tmp_path)
+
+
+def test_one_flipped_byte_anywhere(tmp_path: Path, large: bool) -> None:
+    """In every file: first, last, some between; found by verify and by a server's start."""
+    version = publish(tmp_path)
+    start(version)
+    generator = torch.Generator().manual_seed(1)
+    count = 0
+    for file in sorted(version.iterdir()):
+        content = file.read_bytes()
+        header = read_layout(file)[0] if file.suffix == ".safetensors" else 0
+        between = torch.randint(len(content), (60 if large else 5,), generator=generator).tolist()
+        for position in {0, 7, 8, header, len(content) - 1, *between}:
+            bit = 1 << int(torch.randint(8, (), generator=generator))
+            damaged = bytearray(content)
+            damaged[position] ^= bit
+            file.write_bytes(damaged)
+            assert find_damage(version, everything=True), (file.name, position)
+            with pytest.raises(SnapshotError, match=r"run: gptj-predictor snapshot pull Eleu") as e:
+                start(version)
+            assert file.name in str(e.value) or MANIFEST_FILE in str(e.value)
+            assert "\n" not in str(e.value)
+            count += 1
+        file.write_bytes(content)
+        assert find_damage(version, everything=True) == []
+    start(version)
+    print(f"{count} flipped bytes found")
+
+
+def test_missing_truncated_and_longer_files(tmp_path: Path) -> None:
+    version = publish(tmp_path)
+    for file in sorted(version.iterdir()):
+        if file.name == MANIFEST_FILE:
+            continue
+        content = file.read_bytes()
+        for damaged in (None, content[:-1], b"", content + b"\n"):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            assert file.name in find_damage(version, everything=False)[0]
+            with pytest.raises(SnapshotError, match=f"{file.name}.*run: gptj-predictor snapshot"):
+                start(version)
+        file.write_bytes(content)
+
+
+def test_a_server_names_file_and_command(tmp_path: Path) -> None:
+    """As a process: damage that only a look at the values shows; and the flag to skip the look."""
+    version = publish(tmp_path)
+    weights = version / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    with RunningServer("--model", MODEL_ID, "--cache", str(tmp_path)) as server:
+        assert server.process.wait(60) == 1
+        last = server.log.splitlines()[-1]
+        assert str(weights) in last
+        assert f"--dest {tmp_path} --verify" in last
+        assert "Traceback" not in server.log
+    flags = ("--model", str(tmp_path), "--check_digests", "false")
+    with RunningServer(*flags) as server:
+        server.wait_until_ready()
+
+
+def test_blocks_cover_every_byte_and_end_with_tensors() -> None:
+    file = DEMO_SNAPSHOT / "model.safetensors"
+    header, tensors = read_layout(file)
+    ranges = list(block_ranges(file.stat().st_size, header, tensors))
+    assert ranges[0] == (0, header)
+    assert ranges[-1][1] == file.stat().st_size
+    assert all(end == begin for (_, end), (begin, _) in pairwise(ranges))
+    assert all(0 < end - begin <= max(BLOCK_BYTES, header) for begin, end in ranges)
+
+
+class TestCommands:
+    @pytest.fixture
+    def version(self, tmp_path: Path) -> Path:
+        return publish(tmp_path)
+
+    def test_info(self, version: Path, tmp_path: Path) -> None:
+        done = run("info", str(tmp_path), "--json")
+        assert done.returncode == 0, done.stderr
+        (root,) = json.loads(done.stdout)
+        assert root["problem"] is None
+        assert root["pull"] is None
+        (described,) = root["versions"]
+        assert described["path"] == str(version)
+        assert described["whole"]
+        assert described["current"]
+        assert (described["commit"], described["precision"]) == (COMMIT, "bfloat16")
+        sizes = sum(file.stat().st_size for file in version.iterdir())
+        assert described["bytes"] == sizes - (version / MANIFEST_FILE).stat().st_size
+        done = run("info", str(tmp_path))
+        assert f"* {version.name}: {MODEL_ID} at main ({COMMIT})" in done.stdout
+        assert "whole" in done.stdout
+
+    def test_info_of_damage_and_of_nothing(self, version: Path, tmp_path: Path) -> None:
+        (version / "tokenizer.json").unlink()
+        done = run("info", str(tmp_path))
+        assert done.returncode == 1
+        assert "NOT WHOLE" in done.stdout
+        assert "tokenizer.json is missing" in done.stderr
+        done = run("info", str(version))
+        assert done.returncode == 1
+        assert "has no snapshots; run: gptj-predictor snapshot pull" in done.stderr
+
+    def test_verify(self, version: Path, tmp_path: Path) -> None:
+        done = run("verify", str(tmp_path))
+        assert (done.returncode, done.stdout) == (0, f"{version}: whole\n")
+        assert run("verify", str(version)).returncode == 0
+        weights = version / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+        done = run("verify", str(tmp_path))
+        assert done.returncode == 1
+        assert f"{weights} is damaged: its SHA-256" in done.stdout
+        assert f"--dest {tmp_path} --verify" in done.stderr
+        done = run("verify", str(DEMO_SNAPSHOT))
+        assert done.returncode == 1
+        assert "no whole snapshot to verify" in done.stderr
+
+    def test_prune(self, version: Path, tmp_path: Path) -> None:
+        new = publish(tmp_path, "fedcba987654-bfloat16")
+        root = ModelRoot(version.parent.parent)
+        root.pull_path.mkdir()
+        (root.pull_path / "x.partial").write_bytes(b"x" * 5000)
+        with in_use(version):
+            done = run("prune", str(tmp_path))
+            assert done.returncode == 0, done.stderr
+            assert f"{version}: kept, a server is reading it" in done.stdout
+        assert not root.pull_path.exists()
+        done = run("prune", str(tmp_path))
+        assert f"{version}: removed" in done.stdout
+        assert root.versions() == [new]
+        assert find_damage(new, everything=True) == []
+        assert {path.name for path in root.path.iterdir()} == {"CURRENT", "versions"}
+
+    def test_prune_while_a_pull_is_at_work(self, version: Path, tmp_path: Path) -> None:
+        publish(tmp_path, "fedcba987654-bfloat16")
+        with ModelRoot(version.parent.parent).lease():
+            done = run("prune", str(tmp_path))
+            assert "a pull is at work" in done.stdout
+            info = run("info", str(tmp_path))
+            assert "a pull is at work" in info.stdout
+        assert version.is_dir()
+
+    def test_default_folder_is_the_mounted_one(self) -> None:
+        done = run("info")
+        assert done.returncode == 1
+        assert "/mnt/models does not exist" in done.stderr
+
+
+def test_a_loading_server_keeps_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = publish(tmp_path)
+    publish(tmp_path, "fedcba987654-bfloat16")
+    folder = SnapshotFolder.open(version)
+    seen: set[bool] = set()
+
+    def read(*_: object) -> None:
+        seen.add(remove_version(version))
+
+    monkeypatch.setattr("gptj_predictor.snapshot.load._Loader._read", read)
+    load_network(folder, torch.float32, Placement.on(torch.device("cpu"), folder.config.n_layer))
+    assert seen == {False}
+    assert remove_version(version)
