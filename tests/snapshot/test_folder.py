@@ -31,7 +31,7 @@ def model(tmp_path: Path) -> ReferenceModel:
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """Every tensor as it lies in the network, before the network is packed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Projection, "pack", lambda _: None)
+        patch.setattr(Projection, "packs", False)
         return load(folder, dtype).checkpoint_views()
 
 

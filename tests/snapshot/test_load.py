@@ -32,11 +32,11 @@ print(network.weight_bytes, peak() - before, largest)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_peak_memory_is_the_network_and_two_fused_weights(tmp_path: Path, dtype: str) -> None:
+def test_peak_memory_is_the_network_and_three_fused_weights(tmp_path: Path, dtype: str) -> None:
     """Also when it casts, and although all weights are in one file.
 
-    Packing copies one fused weight (q, k, v and fc_in: 7/4 of the largest tensor) at a time, and
-    oneDNN keeps about as much.
+    Two fused weights (q, k, v and fc_in: 7/4 of the largest tensor) are being read or packed at a
+    time, and oneDNN keeps about as much as one; each reader has a small buffer.
     """
     write_sparse_snapshot(tmp_path, "F16", n_embd=2048, n_layer=4, n_head=8, vocab_size=5000)
     done = subprocess.run(
@@ -47,4 +47,4 @@ def test_peak_memory_is_the_network_and_two_fused_weights(tmp_path: Path, dtype:
     )
     weights, peak, largest = (int(number) for number in done.stdout.split())
     assert weights > 300e6
-    assert weights * 0.9 < peak < weights + 2 * 7 / 4 * largest + 30e6
+    assert weights * 0.9 < peak < weights + 3 * 7 / 4 * largest + 50e6

@@ -290,7 +290,7 @@ def test_a_folder_with_it_is_served(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same network as of the safetensors beside which it was made."""
-    monkeypatch.setattr(Projection, "pack", lambda _: None)
+    monkeypatch.setattr(Projection, "packs", False)
     model = make_reference(tmp_path / "snapshot", seed=1, **SHAPE)
     model.to(dtype).save_pretrained(model.folder)
     wanted = load(model.folder, dtype)

@@ -23,11 +23,19 @@ class Projection(nn.Linear):
         self.requires_grad_(False)
         self._packed: torch.Tensor | None = None
 
-    def pack(self) -> None:
-        """Repack the weight, on a CPU whose oneDNN computes in its dtype; else leave it."""
+    @property
+    def packs(self) -> bool:
+        """Whether :meth:`pack` has something to do: on a CPU whose oneDNN computes in the dtype."""
         weight = self.weight
-        if weight is None or weight.device.type != "cpu" or not _onednn_computes_in(weight.dtype):
+        return (
+            weight is not None and weight.device.type == "cpu" and _onednn_computes_in(weight.dtype)
+        )
+
+    def pack(self) -> None:
+        """Repack the weight if it :attr:`packs`."""
+        if not self.packs:
             return
+        weight = self.weight
         self._packed = torch.ops.mkldnn._reorder_linear_weight(
             weight.data, _EXPECTED_ROWS[weight.dtype]
         )

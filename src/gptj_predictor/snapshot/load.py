@@ -4,15 +4,16 @@ Several readers take blocks of the files in turn, as one alone gets a third of w
 network volume gives. A block is read where it belongs, or by way of a small buffer if it has to be
 cast, spread over the rows of a fused weight or sent to a GPU; its digest is taken while it is still
 in the processor's cache. Weights on a CPU are packed as soon as they are whole, beside the reading
-of the next ones.
+of the next ones, out of memory that is used again for those.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ from gptj_predictor.snapshot.folder import (
 
 #: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/load.py``).
 READERS = 8
+
+#: Weights that are being read or packed at the same time.
+STAGINGS = 2
 
 
 def expected_shapes(config: GPTJConfig) -> dict[str, tuple[int, ...]]:
@@ -120,17 +124,27 @@ def _load_tensorizer(folder: SnapshotFolder, network: GPTJNetwork, *, check_dige
 class _Block:
     """One read: ``size`` bytes of a file from ``begin`` on.
 
-    ``place`` is the tensor that they are part of, ``None`` for bytes that only have a digest, and
+    ``name`` is the tensor that they are part of, ``None`` for bytes that only have a digest, and
     ``first`` the element of it that they begin with.
     """
 
     file: Path
     begin: int
     size: int
-    dtype: torch.dtype
     digest: str | None
-    place: torch.Tensor | None = None
-    first: int = 0
+    name: str | None
+    dtype: torch.dtype
+    first: int
+
+
+@dataclass
+class _Group:
+    """Blocks that go to one memory: a weight that is to be packed, or any other."""
+
+    projection: Projection | None
+    blocks: list[_Block]
+    staging: torch.Tensor | None = None
+    left: int = 0
 
 
 class _Loader:
@@ -152,15 +166,9 @@ class _Loader:
         Raises:
             SnapshotError: a file cannot be read, or is not what the manifest says.
         """
-        # Of a tied network the embedding and the head are one memory, which the head packs.
-        owners = {
-            module.weight.untyped_storage().data_ptr(): module
-            for module in self._network.modules()
-            if isinstance(module, Projection)
-        }
-        missing: dict[Projection, int] = {}
         threads = torch.get_num_threads()
         with ExitStack() as stack:
+            groups = deque(self._groups(stack))
             readers = stack.enter_context(
                 # A reader casts and spreads its own block alone.
                 ThreadPoolExecutor(
@@ -168,30 +176,66 @@ class _Loader:
                 )
             )
             try:
-                # Nothing here may keep a block, or packing would not free its place.
-                waiting: dict[Future[None], Projection | None] = {}
-                for block in self._blocks(stack):
-                    owner = None
-                    if block.place is not None:
-                        owner = owners.get(block.place.untyped_storage().data_ptr())
-                    if owner is not None:
-                        missing[owner] = missing.get(owner, 0) + 1
-                    waiting[readers.submit(self._read, block)] = owner
-                    del block
-                for future in as_completed(waiting):
-                    future.result()
-                    owner = waiting[future]
-                    if owner is not None:
-                        missing[owner] -= 1
-                        if not missing[owner]:
-                            owner.pack()
+                self._run(groups, readers)
             finally:
                 readers.shutdown(wait=True, cancel_futures=True)
                 # Setting a thread's number set that of threads to come as well.
                 torch.set_num_threads(threads)
 
-    def _blocks(self, stack: ExitStack) -> Iterator[_Block]:
+    def _run(self, groups: deque[_Group], readers: ThreadPoolExecutor) -> None:
+        # Memory that was never used costs as much time as reading into it, so weights that are
+        # packed lie in memory of their own only after that, and in one of these before.
+        free: list[torch.Tensor] = []
+        if any(group.projection is not None for group in groups):
+            size = max(g.projection.weight.nbytes for g in groups if g.projection is not None)
+            free = [torch.empty(size, dtype=torch.uint8) for _ in range(STAGINGS)]
         places = self._network.checkpoint_views()
+        running: dict[Future[None], _Group] = {}
+        while groups or running:
+            while groups and (groups[0].projection is None or free):
+                group = groups.popleft()
+                if group.projection is not None:
+                    group.staging = free.pop()
+                    weight = group.projection.weight
+                    flat = group.staging[: weight.nbytes].view(weight.dtype)
+                    weight.data = flat.view(weight.shape)
+                group.left = len(group.blocks)
+                for block in group.blocks:
+                    place = None if block.name is None else places[block.name]
+                    if place is not None and group.projection is not None:
+                        place = flat.as_strided(place.shape, place.stride(), place.storage_offset())
+                    running[readers.submit(self._read, block, place)] = group
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                future.result()
+                group = running.pop(future)
+                group.left -= 1
+                if not group.left and group.projection is not None:
+                    assert group.staging is not None
+                    group.projection.pack()
+                    free.append(group.staging)
+
+    def _groups(self, stack: ExitStack) -> Iterable[_Group]:
+        """In the order of the files."""
+        projections = {
+            module.weight.untyped_storage().data_ptr(): module
+            for module in self._network.modules()
+            # A tied embedding needs the head's weight as it is.
+            if isinstance(module, Projection)
+            and module.packs
+            and module.weight is not self._network.embedding.weight
+        }
+        owners = {
+            name: projections.get(place.untyped_storage().data_ptr())
+            for name, place in self._network.checkpoint_views().items()
+        }
+        groups: dict[Projection | None, _Group] = {}
+        for block in self._blocks(stack, owners.keys()):
+            owner = owners.get(block.name) if block.name is not None else None
+            groups.setdefault(owner, _Group(owner, [])).blocks.append(block)
+        return groups.values()
+
+    def _blocks(self, stack: ExitStack, names: Collection[str]) -> Iterator[_Block]:
         for file in dict.fromkeys(stored.file for stored in self._folder.tensors.values()):
             try:
                 descriptor = os.open(file, os.O_RDONLY)
@@ -213,15 +257,14 @@ class _Loader:
             for (begin, end), digest in zip(ranges, digests, strict=True):
                 if begin in by_offset:
                     name, start = by_offset[begin], begin
-                place = places.get(name) if header <= begin else None
-                if place is None and digest is None:
-                    continue
-                dtype = self._folder.tensors[name].dtype if place is not None else torch.uint8
-                first = (begin - start) // dtype.itemsize
-                yield _Block(file, begin, end - begin, dtype, digest, place, first)
+                if begin >= header and name in names:
+                    dtype = self._folder.tensors[name].dtype
+                    first = (begin - start) // dtype.itemsize
+                    yield _Block(file, begin, end - begin, digest, name, dtype, first)
+                elif digest is not None:
+                    yield _Block(file, begin, end - begin, digest, None, torch.uint8, 0)
 
-    def _read(self, block: _Block) -> None:
-        place = block.place
+    def _read(self, block: _Block, place: torch.Tensor | None) -> None:
         straight = (
             place is not None
             and place.device.type == "cpu"
