@@ -108,7 +108,6 @@ def pull(request: PullRequest) -> Path:
     """
     root = ModelRoot(request.cache / wire_name(request.model_id))
     try:
-        root.path.mkdir(parents=True, exist_ok=True)
         with _lease(root) as check:
             return _Pull(request, root, check).run()
     except SnapshotError:
@@ -125,9 +124,12 @@ def _lease(root: ModelRoot) -> Iterator[Callable[[], None]]:
     lease = root.lease()
     said = -math.inf
     while True:
+        root.path.mkdir(parents=True, exist_ok=True)
         try:
             lease.acquire(timeout=1.0)
             break
+        except FileNotFoundError:
+            continue  # a pull that failed has just taken its empty root away
         except Timeout:
             if time.monotonic() - said >= WAIT_LINE_SECONDS:
                 said = time.monotonic()
@@ -176,15 +178,16 @@ class _Pull:
         """A whole version that answers the request without asking what the revision is today."""
         wanted = self._request
         for version in self._root.versions():
-            manifest = Manifest.read(version)
-            if (
-                manifest is not None
-                and manifest.model_id == wanted.model_id
-                and wanted.revision in {manifest.revision, manifest.commit}
-                and wanted.precision in {Precision.AUTO, manifest.precision}
-                and not find_damage(version, everything=wanted.verify)
-            ):
-                return version
+            with suppress(SnapshotError):  # a damaged one is none
+                manifest = Manifest.read(version)
+                if (
+                    manifest is not None
+                    and manifest.model_id == wanted.model_id
+                    and wanted.revision in {manifest.revision, manifest.commit}
+                    and wanted.precision in {Precision.AUTO, manifest.precision}
+                    and not find_damage(version, everything=wanted.verify)
+                ):
+                    return version
         return None
 
     def _listing(self) -> Listing:
