@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -223,30 +224,54 @@ def assert_nothing_published(request: PullRequest) -> None:
         find_snapshot(MODEL_ID, request.cache)
 
 
+PASSING = [
+    Failure.DROP,
+    Failure.RESET,
+    Failure.TRUNCATE,
+    Failure.SHORT,
+    Failure.status(429, retry_after=0),
+    Failure.status(500),
+    Failure.status(503),
+]
+
+
 @pytest.mark.parametrize(
-    "failure",
+    ("name", "failure"),
+    # The listing has no digest of its own.
     [
-        Failure.DROP,
-        Failure.RESET,
-        Failure.TRUNCATE,
-        Failure.SHORT,
-        Failure.CORRUPT,
-        Failure.status(429, retry_after=0),
-        Failure.status(500),
-        Failure.status(503),
+        *product([WEIGHTS, "config.json"], [*PASSING, Failure.CORRUPT]),
+        *product(["api/models"], PASSING),
     ],
-    ids=lambda failure: f"{failure.kind}{failure.code or ''}",
+    ids=lambda value: value if isinstance(value, str) else f"{value.kind}{value.code or ''}",
 )
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "api/models"])
 def test_what_passes_is_tried_again(
     hub: HubServer, request_: PullRequest, tmp_path: Path, failure: Failure, name: str
 ) -> None:
-    if name == "api/models" and failure.kind == "corrupt":
-        pytest.skip("a corrupt listing has no digest; what it then names does not fit")
     hub.add(MODEL_ID, pickled(tmp_path))
     hub.fail_next(name, failure, times=2)
     version = pull(request_)
     assert_same(stored(version), wanted(torch.bfloat16))
+
+
+def test_no_network(hub: HubServer, request_: PullRequest, tmp_path: Path) -> None:
+    """From the start, and while at work; what came before is kept."""
+    hub.add(MODEL_ID, pickled(tmp_path))
+    hub.fail_next(WEIGHTS, Failure.RESET, times=100)
+    with pytest.raises(SnapshotError, match=r"cannot be reached .*; check the network"):
+        pull(request_)
+    assert_nothing_published(request_)
+    hub.__exit__(None, None, None)
+    with pytest.raises(SnapshotError, match=r"cannot be reached .*; check the network"):
+        pull(request_)
+    with HubServer() as other, pytest.MonkeyPatch.context() as patch:
+        other.add(MODEL_ID, pickled(tmp_path))
+        patch.setattr("huggingface_hub.constants.ENDPOINT", other.endpoint)
+        patch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            other.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        pull(request_)
+        assert other.downloads("config.json") == 0
 
 
 def test_a_hub_that_hangs(hub: HubServer, request_: PullRequest, tmp_path: Path) -> None:
