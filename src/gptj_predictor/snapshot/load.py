@@ -196,15 +196,7 @@ class _Loader:
                 group = groups.popleft()
                 if group.projection is not None:
                     group.staging = free.pop()
-                    weight = group.projection.weight
-                    flat = group.staging[: weight.nbytes].view(weight.dtype)
-                    weight.data = flat.view(weight.shape)
-                group.left = len(group.blocks)
-                for block in group.blocks:
-                    place = None if block.name is None else places[block.name]
-                    if place is not None and group.projection is not None:
-                        place = flat.as_strided(place.shape, place.stride(), place.storage_offset())
-                    running[readers.submit(self._read, block, place)] = group
+                running |= dict.fromkeys(self._start(group, places, readers), group)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 future.result()
@@ -214,6 +206,24 @@ class _Loader:
                     assert group.staging is not None
                     group.projection.pack()
                     free.append(group.staging)
+
+    def _start(
+        self, group: _Group, places: dict[str, torch.Tensor], readers: ThreadPoolExecutor
+    ) -> list[Future[None]]:
+        """Have all blocks of a group read, a weight that is to be packed into its staging."""
+        staged = None
+        if group.projection is not None and group.staging is not None:
+            weight = group.projection.weight
+            staged = group.staging[: weight.nbytes].view(weight.dtype)
+            weight.data = staged.view(weight.shape)
+        futures = []
+        for block in group.blocks:
+            place = None if block.name is None else places[block.name]
+            if place is not None and staged is not None:
+                place = staged.as_strided(place.shape, place.stride(), place.storage_offset())
+            futures.append(readers.submit(self._read, block, place))
+        group.left = len(futures)
+        return futures
 
     def _groups(self, stack: ExitStack) -> Iterable[_Group]:
         """In the order of the files."""
