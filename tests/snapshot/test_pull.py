@@ -253,6 +253,17 @@ def test_what_passes_is_tried_again(
     assert_same(stored(version), wanted(torch.bfloat16))
 
 
+def test_values_beyond_a_precision(hub: HubServer, request_: PullRequest, tmp_path: Path) -> None:
+    tensors = demo_weights()
+    tensors["transformer.h.1.mlp.fc_in.weight"][3, 4] = 1e5
+    torch.save(tensors, tmp_path / WEIGHTS)
+    hub.add(MODEL_ID, {**small_files(), WEIGHTS: tmp_path / WEIGHTS})
+    with pytest.raises(SnapshotError, match=r"h\.1\.mlp\.fc_in\.weight has values that float16"):
+        pull(replace(request_, precision=Precision.FP16))
+    assert_nothing_published(request_)
+    pull(replace(request_, precision=Precision.BFLOAT16))
+
+
 def test_no_network(hub: HubServer, request_: PullRequest, tmp_path: Path) -> None:
     """From the start, and while at work; what came before is kept."""
     hub.add(MODEL_ID, pickled(tmp_path))

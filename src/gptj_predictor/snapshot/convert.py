@@ -53,11 +53,18 @@ class Source(ABC):
         """Its values in order, flat, a few at a time."""
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """All of it, cast."""
+        """All of it, cast.
+
+        Raises:
+            OverflowError: a value is beyond the dtype's range, or was no number before.
+        """
         whole = torch.empty(self.shape, dtype=dtype)
         flat, at = whole.view(-1), 0
         for piece in self.pieces():
-            flat[at : at + piece.numel()] = piece
+            cast = flat[at : at + piece.numel()]
+            cast.copy_(piece)
+            if not torch.isfinite(cast).all():
+                raise OverflowError
             at += piece.numel()
         return whole
 
@@ -179,7 +186,7 @@ def convert(
         check: Called now and then; raises to end the work.
 
     Raises:
-        SnapshotError: what is on disk is not what was written.
+        SnapshotError: the dtype cannot hold a value, or what is on disk is not what was written.
         OSError: it cannot be written.
     """
     shards = _plan(sources, dtype)
@@ -193,12 +200,21 @@ def convert(
             check()
             if (folder / name).exists():
                 continue
-            tensors = {key: sources[key].read(dtype or sources[key].dtype) for key in shard}
-            _write_shard(tensors, folder / name)
+            _write_shard({key: _read(key, sources[key], dtype) for key in shard}, folder / name)
             progress.advance(size)
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _read(name: str, source: Source, dtype: torch.dtype | None) -> torch.Tensor:
+    try:
+        return source.read(dtype or source.dtype)
+    except OverflowError:
+        raise SnapshotError(
+            f"tensor {name} has values that {_dtype_name(dtype or source.dtype)} cannot hold; "
+            "use --precision bfloat16 or native"
+        ) from None
 
 
 def _plan(sources: Mapping[str, Source], dtype: torch.dtype | None) -> list[list[str]]:
