@@ -255,18 +255,23 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
     model_server.args = flags  # what it would have parsed itself
     _configure_logging(flags)
-    # These take seconds to import; --help and wrong settings need not wait for them.
+    # All these take seconds to import; --help and wrong settings need not wait for them.
+    from gptj_predictor.snapshot.errors import SnapshotError
+
+    try:
+        folder = _model_folder(settings)
+    except (SnapshotError, OSError) as error:
+        raise StartError(str(error)) from error
     from gptj_predictor.assembly import Assembly
     from gptj_predictor.placement import DeviceError
     from gptj_predictor.precision import PrecisionError
     from gptj_predictor.server.app import PredictorServer
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
-    from gptj_predictor.snapshot.errors import SnapshotError
     from gptj_predictor.tokenizer import TokenizerError
 
     try:
-        assembly = Assembly.prepare(_model_folder(settings), settings)
+        assembly = Assembly.prepare(folder, settings)
         limits = Limits(
             context=assembly.folder.config.n_positions,
             vocabulary=assembly.folder.config.vocab_size,

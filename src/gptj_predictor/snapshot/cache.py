@@ -29,6 +29,7 @@ from filelock import SoftFileLease
 from gptj_predictor.settings import DEFAULT_MODEL_ID, wire_name
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
+from gptj_predictor.snapshot.progress import readable
 
 #: Seconds without a sign of life after which another pod takes over a pull. A holder that died on
 #: the same machine is known at once.
@@ -118,6 +119,16 @@ class ModelRoot:
             return max(0.0, time.time() - self.lock_path.stat().st_mtime)
         except FileNotFoundError:
             return None
+
+    def describe_pull(self) -> str:
+        """Who pulls and how far it is, as far as a look from outside tells."""
+        since = self.pulling_since()
+        if since is None:
+            return "it has just ended"
+        owner = self.lease().owner
+        who = f"{owner.hostname} (process {owner.pid})" if owner is not None else "someone"
+        size = readable(self.unfinished_bytes())
+        return f"{who}, last sign of life {since:.0f} s ago, {size} so far"
 
     def unfinished_bytes(self) -> int:
         """What unfinished work takes on disk."""

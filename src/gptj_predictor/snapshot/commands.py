@@ -20,7 +20,7 @@ from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import repair_command
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
 from gptj_predictor.snapshot.progress import readable
-from gptj_predictor.snapshot.pull import PullRequest, describe_pull, pull
+from gptj_predictor.snapshot.pull import PullRequest, pull
 from gptj_predictor.snapshot.verify import find_damage
 
 
@@ -107,7 +107,7 @@ def describe_root(root: ModelRoot) -> RootInfo:
         path=str(root.path),
         versions=[_describe_version(version, version == current) for version in root.versions()],
         problem=problem,
-        pull=None if root.pulling_since() is None else describe_pull(root),
+        pull=None if root.pulling_since() is None else root.describe_pull(),
         unfinished_bytes=root.unfinished_bytes(),
     )
 
@@ -209,7 +209,7 @@ def run_prune(flags: argparse.Namespace) -> None:
         try:
             lease.acquire(timeout=2.0)
         except Timeout:
-            print(f"{root.path}: a pull is at work ({describe_pull(root)}); nothing removed")
+            print(f"{root.path}: a pull is at work ({root.describe_pull()}); nothing removed")
             continue
         except OSError as error:
             raise SnapshotError(f"{root.path} cannot be written: {error.strerror}") from error

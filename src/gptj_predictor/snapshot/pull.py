@@ -133,7 +133,7 @@ def _lease(root: ModelRoot) -> Iterator[Callable[[], None]]:
         except Timeout:
             if time.monotonic() - said >= WAIT_LINE_SECONDS:
                 said = time.monotonic()
-                say(f"waiting for another pull into {root.path}: {describe_pull(root)}")
+                say(f"waiting for another pull into {root.path}: {root.describe_pull()}")
 
     def check() -> None:
         if lease.compromise is not None or not lease.is_lock_held_by_us:
@@ -146,17 +146,6 @@ def _lease(root: ModelRoot) -> Iterator[Callable[[], None]]:
         yield check
     finally:
         lease.release()
-
-
-def describe_pull(root: ModelRoot) -> str:
-    """Who pulls and how far it is, as far as a look from outside tells."""
-    since = root.pulling_since()
-    if since is None:
-        return "it has just ended"
-    owner = root.lease().owner
-    who = f"{owner.hostname} (process {owner.pid})" if owner is not None else "someone"
-    size = readable(root.unfinished_bytes())
-    return f"{who}, last sign of life {since:.0f} s ago, {size} so far"
 
 
 class _Pull:

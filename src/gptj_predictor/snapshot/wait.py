@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gptj_predictor.snapshot.cache import find_roots, find_snapshot
 from gptj_predictor.snapshot.errors import SnapshotMissingError
-from gptj_predictor.snapshot.pull import describe_pull
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def wait_for_snapshot(model: str, cache: Path, seconds: float) -> Path:
 
 def _describe_pulls(cache: Path) -> str:
     pulls = [
-        f"{root.path.name} is being pulled by {describe_pull(root)}"
+        f"{root.path.name} is being pulled by {root.describe_pull()}"
         for root in find_roots(cache)
         if root.pulling_since() is not None
     ]
