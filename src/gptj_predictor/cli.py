@@ -147,10 +147,9 @@ def _add_snapshot_commands(commands: argparse._SubParsersAction[_OneLineParser])
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise ValueError
-    return number
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _snapshot_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
 from gptj_predictor.snapshot.verify import find_damage
 from tests.support.hub import HubServer
-from tests.support.pulling import MODEL_ID, ROOT, Pullers, pickled, tree
+from tests.support.pulling import MODEL_ID, ROOT, Puller, Pullers, pickled, tree
 from tests.support.servers import RunningServer
 
 WEIGHTS = "pytorch_model.bin"
@@ -133,15 +133,21 @@ def test_eight_at_once_download_once(tmp_path: Path) -> None:
         assert all(str(version) in puller.output for puller in pulls)
 
 
+def start_download(pullers: Pullers, cache: Path) -> Puller:
+    """A pull that has begun to download."""
+    puller = pullers.start("snapshot", "pull", "--dest", str(cache))
+    while not list(cache.glob(f"{ROOT}/pull/source-*/*.partial")):
+        time.sleep(0.01)
+    return puller
+
+
 def test_a_lease_that_was_lost_stops_the_pull(tmp_path: Path) -> None:
     """Its files may be another's work by now."""
     with HubServer(chunk_delay=0.02) as hub, Pullers(hub.endpoint, tmp_path) as pullers:
         hub.add(MODEL_ID, pickled(tmp_path / "m"))
         cache = tmp_path / "cache"
-        puller = pullers.start("snapshot", "pull", "--dest", str(cache))
+        puller = start_download(pullers, cache)
         root = ModelRoot(cache / ROOT)
-        while not list(root.pull_path.glob("source-*/*.partial")):
-            time.sleep(0.01)
         root.lock_path.unlink()
         assert puller.wait() == 1
         assert "nothing is lost, pull again" in puller.output
@@ -152,10 +158,8 @@ def test_sigterm_ends_a_pull_that_can_go_on(tmp_path: Path) -> None:
     with HubServer(chunk_delay=0.02) as hub, Pullers(hub.endpoint, tmp_path) as pullers:
         hub.add(MODEL_ID, pickled(tmp_path / "m"))
         cache = tmp_path / "cache"
-        puller = pullers.start("snapshot", "pull", "--dest", str(cache))
+        puller = start_download(pullers, cache)
         root = ModelRoot(cache / ROOT)
-        while not list(root.pull_path.glob("source-*/*.partial")):
-            time.sleep(0.01)
         os.kill(puller.pid, signal.SIGTERM)
         assert puller.wait() == 143
         assert root.pulling_since() is None  # the lease is free at once

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -121,12 +120,7 @@ class Pullers:
         assert self._zygote.stdout.readline() == "ready\n"
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
         self._zygote.wait(30)

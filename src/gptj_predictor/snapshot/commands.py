@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from gptj_predictor.precision import Precision
 from gptj_predictor.settings import DEFAULT_MODEL_ID
-from gptj_predictor.snapshot.cache import ModelRoot, find_roots, remove_version
+from gptj_predictor.snapshot.cache import ModelRoot, find_roots, pull_command, remove_version
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import repair_command
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
@@ -230,7 +230,8 @@ def _prune(root: ModelRoot) -> None:
             removed = remove_version(version)
             print(f"{version}: {'removed' if removed else 'kept, a server is reading it'}")
     unfinished = root.unfinished_bytes()
-    shutil.rmtree(root.pull_path, ignore_errors=True)
+    if root.pull_path.exists():
+        shutil.rmtree(root.pull_path)
     if unfinished:
         print(f"{root.pull_path}: removed, {readable(unfinished)}")
 
@@ -240,8 +241,5 @@ def _roots(folder: Path) -> list[ModelRoot]:
         raise SnapshotError(f"{folder} does not exist or is not a folder")
     roots = find_roots(folder)
     if not roots:
-        raise SnapshotError(
-            f"{folder} has no snapshots; run: gptj-predictor snapshot pull {DEFAULT_MODEL_ID} "
-            f"--dest {folder}"
-        )
+        raise SnapshotError(f"{folder} has no snapshots; {pull_command(DEFAULT_MODEL_ID, folder)}")
     return roots

@@ -208,11 +208,11 @@ def read_header(file: Path, *, constants: bool = False) -> dict[str, StoredTenso
         tensors = {}
         with safe_open(file, framework="pt") as opened:  # checks all of the header
             for name in opened.keys():  # noqa: SIM118 - not a dict
-                if name.endswith(CONSTANT_BUFFERS) and not constants:
+                constant = name.endswith(CONSTANT_BUFFERS)
+                if constant and not constants:
                     continue
                 header = opened.get_slice(name)
                 dtype = header.get_dtype()
-                constant = name.endswith(CONSTANT_BUFFERS)
                 _check_float(file, name, dtype, constant or dtype in FLOAT_DTYPES)
                 tensors[name] = StoredTensor(
                     file=file,

@@ -39,8 +39,6 @@ LONGEST_PAUSE = 60.0
 #: Statuses that may pass by themselves.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
-_READ_BYTES = 4 * 2**20
-
 
 class _ChangedError(Exception):
     """What came is not what the hub lists."""
@@ -62,8 +60,8 @@ class HubFile:
     sha256: str | None
     git_sha1: str | None
 
-    def is_digest(self, file: Path, done: Callable[[int], None] = lambda _: None) -> bool:
-        """Whether a local file has this one's digest; calls ``done`` with bytes read."""
+    def is_digest(self, file: Path) -> bool:
+        """Whether a local file has this one's digest."""
         if self.sha256 is not None:
             digest, wanted = hashlib.sha256(), self.sha256
         elif self.git_sha1 is not None:
@@ -72,10 +70,7 @@ class HubFile:
         else:
             return True
         with file.open("rb") as opened:
-            while content := opened.read(_READ_BYTES):
-                digest.update(content)
-                done(len(content))
-        return digest.hexdigest() == wanted
+            return hashlib.file_digest(opened, lambda: digest).hexdigest() == wanted
 
 
 @dataclass(frozen=True)
