@@ -19,6 +19,7 @@ from gptj_predictor.precision import Precision
 from gptj_predictor.settings import (
     DEFAULT_MODEL_ID,
     MOUNTED_MODEL,
+    TAG_PATTERN,
     GenerationParameters,
     Limits,
     ServerSettings,
@@ -113,6 +114,9 @@ def _add_snapshot_commands(commands: argparse._SubParsersAction[_OneLineParser])
         "that has 16 bits",
     )
     pull.add_argument("--dest", type=Path, default=MOUNTED_MODEL, help="the cache's folder")
+    pull.add_argument(
+        "--tag", type=_tag, help="a name for what is pulled; serve --tag waits for just that"
+    )
     pull.add_argument("--retries", type=_count, default=6, help="of a file, pauses double from 1 s")
     for flag, text in (
         ("--offline", "use what is there and no network"),
@@ -144,6 +148,12 @@ def _add_snapshot_commands(commands: argparse._SubParsersAction[_OneLineParser])
         if name == "info":
             command.add_argument("--json", action="store_true", help="print it as JSON")
         command.set_defaults(run=_snapshot_command, command=f"run_{name}")
+
+
+def _tag(text: str) -> str:
+    if not re.fullmatch(TAG_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} does not match {TAG_PATTERN}")
+    return text
 
 
 def _count(text: str) -> int:
@@ -297,7 +307,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 def _model_folder(settings: ServerSettings) -> Path:
     from gptj_predictor.snapshot.wait import wait_for_snapshot
 
-    if settings.model is None and not settings.cache.is_dir():
+    if settings.model is None and settings.tag is None and not settings.cache.is_dir():
         logger.warning(
             "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a "
             "few million parameters that shows the interface and not GPT-J-6B's answers",
@@ -305,7 +315,7 @@ def _model_folder(settings: ServerSettings) -> Path:
         )
         return DEMO_SNAPSHOT
     model = str(settings.cache) if settings.model is None else settings.model
-    return wait_for_snapshot(model, settings.cache, settings.wait_for_snapshot)
+    return wait_for_snapshot(model, settings.cache, settings.wait_for_snapshot, settings.tag)
 
 
 def _fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:

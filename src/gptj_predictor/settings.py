@@ -25,6 +25,9 @@ MOUNTED_MODEL = Path("/mnt/models")
 DEFAULT_MODEL_ID = "EleutherAI/gpt-j-6B"
 
 
+#: Tags of snapshots: names of files.
+TAG_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}"
+
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
@@ -173,6 +176,11 @@ class ServerSettings(BaseModel):
     )
     cache: Path = Field(
         MOUNTED_MODEL, description="Folder that gptj-predictor snapshot pull fills."
+    )
+    tag: str | None = Field(
+        None,
+        pattern=f"^{TAG_PATTERN}$",
+        description="Serve the version that a pull gave this tag. Default: the latest pull's.",
     )
     wait_for_snapshot: float = Field(
         0, ge=0, description="Seconds to wait for a pull to publish a snapshot before giving up."

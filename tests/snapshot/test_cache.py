@@ -99,7 +99,34 @@ class TestFind:
         with pytest.raises(SnapshotMissingError, match="no snapshot of that id"):
             find_snapshot("other/gptj", version.parent.parent)
 
-    @pytest.mark.parametrize("content", ["", "absent\n", "../pull\n", "\udcff"])
+    def test_by_tag(self, tmp_path: Path) -> None:
+        version = publish(tmp_path)
+        root = ModelRoot(version.parent.parent)
+        for model in (MODEL_ID, str(tmp_path), str(root.path)):
+            with pytest.raises(SnapshotMissingError, match="with the tag main-auto"):
+                find_snapshot(model, tmp_path, "main-auto")
+        root.set_tag("main-auto", version.name)
+        for model in (MODEL_ID, str(tmp_path), str(root.path)):
+            assert find_snapshot(model, tmp_path, "main-auto") == version
+        assert find_snapshot(MODEL_ID, root.path, "main-auto") == version
+        with pytest.raises(SnapshotError, match="--tag main-auto is looked up in a cache"):
+            find_snapshot(str(version), tmp_path, "main-auto")
+
+    def test_tags_of_versions_that_are_gone(self, tmp_path: Path) -> None:
+        old = publish(tmp_path)
+        root = ModelRoot(old.parent.parent)
+        root.set_tag("old", old.name)
+        new = publish(tmp_path, "89abcdef0123-bfloat16")
+        root.set_tag("new", new.name)
+        assert run("prune", str(tmp_path)).returncode == 0
+        assert [file.name for file in root.tags_path.iterdir()] == ["new"]
+        with pytest.raises(SnapshotMissingError):
+            find_snapshot(MODEL_ID, tmp_path, "old")
+        for content in ("", "absent", "../pull", ".", ".."):
+            (root.tags_path / "new").write_text(content)
+            assert root.tagged("new") is None
+
+    @pytest.mark.parametrize("content", ["", "absent\n", "../pull\n", "..", "\udcff"])
     def test_a_damaged_pointer(self, tmp_path: Path, content: str) -> None:
         root = ModelRoot(publish(tmp_path).parent.parent)
         root.current_path.write_text(content, errors="surrogateescape")

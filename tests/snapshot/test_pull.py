@@ -195,6 +195,21 @@ def test_a_new_commit_is_a_new_version(
     assert root.current() == old
 
 
+def test_a_tag_names_what_its_pull_brought(
+    hub: HubServer, request_: PullRequest, tmp_path: Path
+) -> None:
+    hub.add(MODEL_ID, pickled(tmp_path / "1"))
+    old = pull(replace(request_, tag="one"))
+    hub.add(MODEL_ID, pickled(tmp_path / "2", seed=1))
+    new = pull(replace(request_, tag="two"))
+    assert new != old
+    for tag, version in (("one", old), ("two", new), (None, new)):
+        assert find_snapshot(MODEL_ID, request_.cache, tag) == version
+    # A tag goes where its last pull says.
+    assert pull(replace(request_, tag="one")) == new
+    assert find_snapshot(MODEL_ID, request_.cache, "one") == new
+
+
 def test_a_malicious_pickle_does_not_run(
     hub: HubServer, request_: PullRequest, tmp_path: Path
 ) -> None:

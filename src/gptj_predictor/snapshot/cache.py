@@ -3,6 +3,7 @@
     CACHE/                          the volume
       eleutherai-gpt-j-6b/          a model's root
         CURRENT                     name of the version that is served
+        tags/                       names of versions that a pull was told to tag
         versions/
           47e169305d2e-bfloat16/    one whole snapshot, with its manifest; never changed again
         pull/                       unfinished work, there only while a pull runs or after it died
@@ -62,11 +63,19 @@ class ModelRoot:
         """The file that names the version that is served."""
         return self.path / "CURRENT"
 
+    @property
+    def tags_path(self) -> Path:
+        """Files that name a version each, as a pull was told."""
+        return self.path / "tags"
+
     def versions(self) -> list[Path]:
         """Folders of all published versions, by name."""
         if not self.versions_path.is_dir():
             return []
         return sorted(path for path in self.versions_path.iterdir() if path.is_dir())
+
+    def _version(self, name: str) -> Path | None:
+        return next((path for path in self.versions() if path.name == name), None)
 
     def current(self) -> Path | None:
         """The folder of the version that is served; ``None`` if nothing was ever published.
@@ -80,8 +89,8 @@ class ModelRoot:
             return None
         except (OSError, UnicodeDecodeError) as error:
             raise SnapshotError(f"{self.current_path} cannot be read: {error}") from error
-        version = self.versions_path / name
-        if not name or Path(name).name != name or not version.is_dir():
+        version = self._version(name)
+        if version is None:
             raise SnapshotError(
                 f"{self.current_path} names version {name!r}, which is not there; {self.repair()}"
             )
@@ -98,16 +107,45 @@ class ModelRoot:
         sync(self.versions_path)
         return version
 
+    def tagged(self, tag: str) -> Path | None:
+        """The folder of the version with a tag; ``None`` if there is none, or no longer."""
+        try:
+            name = (self.tags_path / tag).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SnapshotError(f"{self.tags_path / tag} cannot be read: {error}") from error
+        return self._version(name)
+
+    def find(self, tag: str | None) -> Path | None:
+        """The folder of the version with a tag, or of the one that is served."""
+        return self.current() if tag is None else self.tagged(tag)
+
     def set_current(self, name: str) -> None:
         """Serve this version from now on."""
-        if self.current_path.is_file() and self.current_path.read_text().strip() == name:
+        self._name(self.current_path, name)
+
+    def set_tag(self, tag: str, name: str) -> None:
+        """Give this version a tag, which another may have had."""
+        self.tags_path.mkdir(exist_ok=True)
+        self._name(self.tags_path / tag, name)
+
+    def _name(self, file: Path, version: str) -> None:
+        if file.is_file() and file.read_text().strip() == version:
             return
         self.pull_path.mkdir(exist_ok=True)
-        new = self.pull_path / "CURRENT"
-        new.write_text(f"{name}\n")
+        new = self.pull_path / "NAME"
+        new.write_text(f"{version}\n")
         sync(new)
-        new.replace(self.current_path)
-        sync(self.path)
+        new.replace(file)
+        sync(file.parent)
+
+    def drop_stale_tags(self) -> None:
+        """Remove the tags of versions that are gone."""
+        if self.tags_path.is_dir():
+            for file in self.tags_path.iterdir():
+                if self.tagged(file.name) is None:
+                    file.unlink(missing_ok=True)
 
     def lease(self) -> SoftFileLease:
         """The right to pull into this root; expires with its holder."""
@@ -148,9 +186,10 @@ class ModelRoot:
         return pull_command(DEFAULT_MODEL_ID, self.path.parent)
 
 
-def pull_command(model_id: str, cache: Path) -> str:
+def pull_command(model_id: str, cache: Path, tag: str | None = None) -> str:
     """What to type for a first snapshot."""
-    return f"run: gptj-predictor snapshot pull {model_id} --dest {cache}"
+    tagging = "" if tag is None else f" --tag {tag}"
+    return f"run: gptj-predictor snapshot pull {model_id} --dest {cache}{tagging}"
 
 
 def find_roots(path: Path) -> list[ModelRoot]:
@@ -171,12 +210,13 @@ def _is_root(path: Path) -> bool:
     return any(part.exists() for part in parts)
 
 
-def find_snapshot(model: str, cache: Path) -> Path:
-    """The snapshot folder that ``--model`` means.
+def find_snapshot(model: str, cache: Path, tag: str | None = None) -> Path:
+    """The snapshot folder that ``--model`` and ``--tag`` mean.
 
     Args:
         model: A snapshot folder, a model's root, a cache with one model in it, or a model id.
         cache: Where model ids are looked up.
+        tag: The version that a pull gave this tag; the one that is served if ``None``.
 
     Raises:
         SnapshotMissingError: there is none yet.
@@ -186,19 +226,19 @@ def find_snapshot(model: str, cache: Path) -> Path:
     if path.exists():
         if not path.is_dir():
             raise SnapshotError(f"--model {model} is not a folder")
-        return _snapshot_in(path)
+        return _snapshot_in(path, tag)
     if not _looks_like_id(model):
         raise SnapshotMissingError(f"--model {model}: there is no such folder")
     root = ModelRoot(cache / wire_name(model))
-    version = root.current()
+    version = root.find(tag)
     if version is None:
         # A volume may be mounted so that the model's own root is what is seen of it.
-        version = ModelRoot(cache).current()
+        version = ModelRoot(cache).find(tag)
         manifest = Manifest.read(version) if version else None
         if manifest is None or wire_name(manifest.model_id) != wire_name(model):
             raise SnapshotMissingError(
-                f"--model {model}: there is no such folder, and no snapshot of that id in {cache}; "
-                f"{pull_command(model, cache)}"
+                f"--model {model}: there is no such folder, and no snapshot of that id"
+                f"{_with_tag(tag)} in {cache}; {pull_command(model, cache, tag)}"
             )
         assert version is not None
     return version
@@ -208,11 +248,17 @@ def _looks_like_id(model: str) -> bool:
     return not model.startswith((".", "/", "~")) and model.count("/") <= 1
 
 
-def _snapshot_in(path: Path) -> Path:
+def _with_tag(tag: str | None) -> str:
+    return "" if tag is None else f" with the tag {tag}"
+
+
+def _snapshot_in(path: Path, tag: str | None) -> Path:
     if (path / MANIFEST_FILE).exists() or (path / "config.json").exists():
+        if tag is not None:
+            raise SnapshotError(f"{path} is one snapshot; --tag {tag} is looked up in a cache")
         return path
     roots = find_roots(path)
-    found = [version for root in roots if (version := root.current()) is not None]
+    found = [version for root in roots if (version := root.find(tag)) is not None]
     if len(found) == 1:
         return found[0]
     if found:
@@ -220,7 +266,7 @@ def _snapshot_in(path: Path) -> Path:
         raise SnapshotError(f"{path} holds several models; name one with --model: {names}")
     if roots:
         raise SnapshotMissingError(
-            f"{roots[0].path} has no whole snapshot yet; {roots[0].repair()}"
+            f"{roots[0].path} has no whole snapshot{_with_tag(tag)} yet; {roots[0].repair()}"
         )
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
         raise SnapshotError(f"{path / 'config.json'} is missing")

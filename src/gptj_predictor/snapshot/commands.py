@@ -37,6 +37,7 @@ def run_pull(flags: argparse.Namespace) -> None:
         keep_source=flags.keep_source,
         verify=flags.verify,
         retries=flags.retries,
+        tag=flags.tag,
     )
     # The client's own warnings repeat what the progress lines say, in several lines each.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -229,6 +230,7 @@ def _prune(root: ModelRoot) -> None:
                 continue
             removed = remove_version(version)
             print(f"{version}: {'removed' if removed else 'kept, a server is reading it'}")
+        root.drop_stale_tags()
     unfinished = root.unfinished_bytes()
     if root.pull_path.exists():
         shutil.rmtree(root.pull_path)

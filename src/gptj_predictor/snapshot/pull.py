@@ -85,6 +85,7 @@ class PullRequest:
         keep_source: Keep what was downloaded beside what was made of it.
         verify: Read all of a version that is there already, and make it anew if it is damaged.
         retries: Of each file, with pauses that double from one second.
+        tag: A name under which a server finds what this pull brought.
     """
 
     model_id: str
@@ -95,6 +96,7 @@ class PullRequest:
     keep_source: bool = False
     verify: bool = False
     retries: int = 6
+    tag: str | None = None
 
 
 def pull(request: PullRequest) -> Path:
@@ -160,6 +162,8 @@ class _Pull:
         if version is None:
             version = self._bring(self._listing())
         self._root.set_current(version.name)
+        if self._request.tag is not None:
+            self._root.set_tag(self._request.tag, version.name)
         self._clean()
         return version
 

@@ -16,7 +16,7 @@ LOOK_SECONDS = 1.0
 LINE_SECONDS = 10.0
 
 
-def wait_for_snapshot(model: str, cache: Path, seconds: float) -> Path:
+def wait_for_snapshot(model: str, cache: Path, seconds: float, tag: str | None = None) -> Path:
     """The folder that :func:`find_snapshot` finds, now or within some seconds.
 
     Raises:
@@ -27,7 +27,7 @@ def wait_for_snapshot(model: str, cache: Path, seconds: float) -> Path:
     said = begun - LINE_SECONDS
     while True:
         try:
-            return find_snapshot(model, cache)
+            return find_snapshot(model, cache, tag)
         except SnapshotMissingError:
             now = time.monotonic()
             if now - begun >= seconds:
