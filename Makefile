@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all lint format types demo clean
+.PHONY: help serve test test-all lint format chart demo clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ lint: $(VENV)/.dev ## Check style, formatting and types
 format: $(VENV)/.dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chart: $(VENV)/.dev ## Write what is made from the Helm chart: its README's table, the tests' renderings
+	$(BIN)/python tools/chart_files.py
 
 demo: $(VENV)/.dev ## Train the bundled demo snapshot anew
 	$(BIN)/python tools/make_demo_snapshot.py --output src/gptj_predictor/demo/snapshot

@@ -44,7 +44,7 @@ class RunningServer:
         ports = ["--http_port", str(self.port), "--grpc_port", str(self.grpc_port)]
         with Path(self._log.name).open("w") as log:
             self.process = subprocess.Popen(
-                command(*ports, "--enable_grpc", str(grpc).lower(), *flags),
+                command("--enable_grpc", str(grpc).lower(), *flags, *ports),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment(**extra_environment),

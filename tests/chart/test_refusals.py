@@ -1,0 +1,252 @@
+"""Values that the chart refuses, with words that say what to do."""
+
+from __future__ import annotations
+
+import re
+
+import helm_python
+import pytest
+import yaml
+
+from gptj_predictor.settings import GenerationParameters, Limits
+from tests.support.charts import CHART, Values, merged, nested, render
+
+STANDARD: Values = {"deploymentMode": "Standard", "scaling": {"minReplicas": 1}}
+MANY: Values = {"cache": {"accessModes": ["ReadWriteMany"]}}
+
+COMBINATIONS: list[tuple[Values, str]] = [
+    ({"scaling": {"maxReplicas": 2}}, "scaling.maxReplicas 2 with cache.accessModes"),
+    ({"scaling": {"maxReplicas": 0}}, "scaling.maxReplicas 0 with cache.accessModes"),
+    (
+        {"scaling": {"maxReplicas": 2}, "cache": {"existingClaim": "theirs"}},
+        "an existing claim's modes go into cache.accessModes",
+    ),
+    (
+        {"cache": {"accessModes": ["ReadOnlyMany"], "existingClaim": "theirs"}},
+        r"cache.accessModes \[ReadOnlyMany\]: the Jobs write",
+    ),
+    ({"deploymentStrategy": {"type": "Recreate"}}, "deploymentStrategy: only with .* Standard"),
+    ({"terminationGracePeriodSeconds": 60}, "terminationGracePeriodSeconds 60: only with"),
+    ({"terminationGracePeriodSeconds": 0}, "terminationGracePeriodSeconds 0: only with"),
+    ({"deploymentMode": "Standard"}, "scaling.minReplicas 0: .* only with KEDA"),
+    (
+        {"deploymentMode": "Standard", "scaling": {"autoscalerClass": "hpa"}},
+        "scaling.minReplicas 0: .* only with KEDA",
+    ),
+    (
+        {"scaling": {"scaleToZeroPodRetentionPeriod": "1h1s"}},
+        "scaleToZeroPodRetentionPeriod 1h1s: Knative takes at most 1h",
+    ),
+    ({"scaling": {"scaleToZeroPodRetentionPeriod": "61m"}}, "61m: Knative takes at most 1h"),
+    ({"timeoutSeconds": 601}, "timeoutSeconds 601: Knative's own limit is 600"),
+    ({"scaling": {"scaleMetric": "cpu"}}, "scaleMetric cpu: Knative scales on concurrency or rps"),
+    (merged(STANDARD, {"scaling": {"scaleMetric": "rps"}}), "scaleMetric rps: .* cpu or memory"),
+    (merged(STANDARD, {"scaling": {"targetUtilization": 70}}), "targetUtilization 70: only with"),
+    ({"scaling": {"autoscalerClass": "hpa"}}, "autoscalerClass hpa: only with .* Standard"),
+    ({"scaling": {"autoScaling": {"metrics": []}}}, "autoScaling: only with .* Standard"),
+    (merged(STANDARD, {"scaling": {"autoScaling": {"metrics": []}}}), "needs .* keda"),
+    (
+        merged(MANY, {"scaling": {"minReplicas": 3, "maxReplicas": 2}}),
+        "scaling.minReplicas 3 is above scaling.maxReplicas 2",
+    ),
+    ({"extraEnv": [{"name": "PYTHONPATH", "value": "/x"}]}, "extraEnv PYTHONPATH"),
+    ({"extraEnv": [{"name": "STORAGE_URI", "value": "s3://x"}]}, "extraEnv STORAGE_URI"),
+    ({"extraEnv": [{"name": "HF_TOKEN", "value": "hf_x"}]}, "extraEnv HF_TOKEN: a secret's value"),
+    (
+        {"probes": {"startup": {"failureThreshold": 181}}},
+        "progressDeadline 30m is shorter than the 1810 s",
+    ),
+    ({"progressDeadline": "5s"}, "progressDeadline 5s is shorter than the 10 s"),
+    (
+        {"model": {"defaults": {"min_length": 9, "max_length": 8}}},
+        "model.defaults.min_length 9 is above model.defaults.max_length 8",
+    ),
+    ({"benchmark": {"only": True}}, "benchmark.only true with benchmark.batchSize 0"),
+    ({"fullnameOverride": "Demo"}, 'name "Demo"'),
+    ({"fullnameOverride": "demo-"}, 'name "demo-"'),
+    ({"fullnameOverride": "de.mo"}, 'name "de.mo"'),
+    ({"fullnameOverride": "a" * 54}, "has 54 characters: at most 53"),
+]
+
+#: Near the ones above, and fine.
+ALLOWED: list[Values] = [
+    merged(MANY, {"scaling": {"maxReplicas": 2}}),
+    merged(MANY, {"scaling": {"maxReplicas": 0, "minReplicas": 9}}),
+    {"scaling": {"maxReplicas": 2}, "allow": {"sharedReadWriteOnce": True}},
+    {
+        "scaling": {"maxReplicas": 2},
+        "cache": {"accessModes": ["ReadOnlyMany"], "existingClaim": "theirs"},
+        "download": {"enabled": False},
+    },
+    merged(STANDARD, {"deploymentStrategy": {"type": "RollingUpdate"}}),
+    merged(STANDARD, {"terminationGracePeriodSeconds": 60, "timeoutSeconds": 900}),
+    {"deploymentMode": "Standard", "scaling": {"autoscalerClass": "keda"}},
+    {"scaling": {"scaleToZeroPodRetentionPeriod": "1h"}},
+    {"scaling": {"scaleToZeroPodRetentionPeriod": ""}},
+    {"timeoutSeconds": 601, "allow": {"longTimeout": True}},
+    {"scaling": {"scaleMetric": "rps"}},
+    merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}),
+    {"probes": {"startup": {"failureThreshold": 180}}},
+    {"extraEnv": [{"name": "PYTHONUNBUFFERED", "value": "1"}]},
+    {"benchmark": {"only": True, "batchSize": 1}, "deploymentMode": "Standard"},
+    {"fullnameOverride": "a" * 53},
+]
+
+BAD: list[tuple[str, object]] = [
+    ("modle", {}),
+    ("model.Id", "a/b"),
+    ("model.id", "a/b/c"),
+    ("model.id", ""),
+    ("model.revision", "-x"),
+    ("model.precision", "int8"),
+    ("model.defaults.topk", 4),
+    ("model.defaults.top_k", 2.5),
+    ("model.defaults.top_k", "50"),
+    ("model.defaults.top_k", -1),
+    ("model.defaults.top_p", 0),
+    ("model.defaults.top_p", 1.1),
+    ("model.defaults.temperature", 0.001),
+    ("model.defaults.temperature", 6),
+    ("model.defaults.repetition_penalty", 0),
+    ("model.defaults.max_length", 0),
+    ("model.defaults.max_length", 2049),
+    ("gpu.count", -1),
+    ("gpu.count", "1"),
+    ("gpu.labelValues", "A40"),
+    ("gpu.labelKey", "a b"),
+    ("scaling.minReplicas", -1),
+    ("scaling.scaleMetric", "gpu"),
+    ("scaling.scaleToZeroPodRetentionPeriod", "10 minutes"),
+    ("scaling.scaleToZeroPodRetentionPeriod", 600),
+    ("scaling.autoscalerClass", "kpa"),
+    ("scaling.targetUtilization", 101),
+    ("cache.size", "40 GB"),
+    ("cache.accessModes", []),
+    ("cache.accessModes", ["ReadWriteOncePod"]),
+    ("cache.mountVia", "init"),
+    ("cache.subPath", "/a"),
+    ("cache.subPath", "../a"),
+    ("cache.existingClaim", "My Claim"),
+    ("download.enabled", "yes"),
+    ("download.hfToken.value", "hf_x"),
+    ("download.backoffLimit", -1),
+    ("benchmark.batchSize", "8"),
+    ("deploymentMode", "Serverless"),
+    ("deploymentMode", "RawDeployment"),
+    ("timeoutSeconds", 0),
+    ("progressDeadline", ""),
+    ("progressDeadline", "30"),
+    ("probes.startup.periodSeconds", 0),
+    ("probes.readiness.path", "/"),
+    ("resources.limits", {"cpu": None}),
+    ("resources.requests.memory", "16 GB"),
+    ("resources.requests", None),
+    ("shm", "much"),
+    ("image.digest", "latest"),
+    ("image.pullPolicy", "Sometimes"),
+    ("imagePullSecrets", ["registry"]),
+    ("labels", {"a": 1}),
+    ("extraEnv", [{"value": "b"}]),
+    ("extraEnv", {"A": "b"}),
+    ("extraEnv", [{"name": "A", "value": 1}]),
+    ("extraArgs", "--max_batch_size 8"),
+    ("extraArgs", [8]),
+    ("tolerations", {}),
+    ("podDisruptionBudget.maxUnavailable", "half"),
+    ("allow.everything", True),
+]
+
+GOOD: list[tuple[str, object]] = [
+    ("model.defaults.temperature", 0),
+    ("model.defaults.temperature", 0.01),
+    ("model.defaults.top_k", 0),
+    ("model.revision", "refs/pr/1"),
+    ("model.revision", "0" * 40),
+    ("model.id", "gpt2"),
+    ("gpu.count", 8),
+    ("cache.size", "1.5Ti"),
+    ("cache.subPath", "models/gptj_6"),
+    ("progressDeadline", "1h30m10s"),
+    ("resources.limits.cpu", 8),
+    ("resources.limits.ephemeral-storage", "1Gi"),
+    ("shm", "64Mi"),
+    ("podDisruptionBudget.maxUnavailable", "50%"),
+    ("securityContext.runAsUser", 1000),
+    ("podSecurityContext", {}),
+    ("global", {"storageClass": "fast"}),
+]
+
+
+def shown(values: object) -> str:
+    return re.sub(r"[^\w.=-]+", " ", str(values)).strip()[:60]
+
+
+@pytest.mark.parametrize(("values", "words"), COMBINATIONS, ids=shown)
+def test_combinations(values: Values, words: str) -> None:
+    with pytest.raises(helm_python.HelmError) as refusal:
+        render(values)
+    assert re.search(words, str(refusal.value)), refusal.value
+    assert "these values do not fit together" in str(refusal.value)
+    # One mistake, one line.
+    assert str(refusal.value).count("\n  - ") == 1, refusal.value
+
+
+@pytest.mark.parametrize("values", ALLOWED, ids=shown)
+def test_allowed(values: Values) -> None:
+    assert render(values).objects
+
+
+def test_release_name() -> None:
+    with pytest.raises(helm_python.HelmError, match='name "2nd"'):
+        render(name="2nd")
+    assert render({"fullnameOverride": "second"}, name="2nd").has("InferenceService", "second")
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(helm_python.HelmError) as refusal:
+        render({"scaling": {"maxReplicas": 2}, "timeoutSeconds": 601}, name="2nd")
+    assert str(refusal.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(("path", "value"), BAD, ids=shown)
+def test_schema_refuses(path: str, value: object) -> None:
+    with pytest.raises(helm_python.HelmValuesError) as refusal:
+        render(nested(path, value))
+    # The message leads to the value: its path, or the last name of it where the map is at fault.
+    said = str(refusal.value).replace("/", ".")
+    assert path in said or path.rpartition(".")[2] in said, refusal.value
+
+
+@pytest.mark.parametrize(("path", "value"), GOOD, ids=shown)
+def test_schema_takes(path: str, value: object) -> None:
+    assert render(nested(path, value)).objects
+
+
+def test_schema_and_server_have_the_same_limits() -> None:
+    """Ends of every generation default's range, and what is just beyond."""
+    limits = Limits(context=2048, vocabulary=50400, max_instances=1, max_body_bytes=1)
+    steps = {
+        "min_length": (0, 2048, 1),
+        "max_length": (1, 2048, 1),
+        "temperature": (0.01, 5, 0.005),
+        "top_k": (0, 50400, 1),
+        "top_p": (0.001, 1, 0.001),
+        "repetition_penalty": (0.1, 10, 0.01),
+    }
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert set(steps) == set(values["model"]["defaults"])
+    for name, (low, high, step) in steps.items():
+        for value in (low - step, low, high, high + step):
+            taken = True
+            try:
+                parameters = GenerationParameters.model_validate({name: value})
+                taken = limits.exceeded_by(parameters) is None
+            except ValueError:
+                taken = False
+            with helm_python.Chart.load(CHART) as chart:
+                try:
+                    chart.validate_schema(nested(f"model.defaults.{name}", value))
+                    fits = True
+                except helm_python.HelmValuesError:
+                    fits = False
+            assert fits == taken, (name, value)
