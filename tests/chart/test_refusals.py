@@ -53,10 +53,10 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ({"extraEnv": [{"name": "STORAGE_URI", "value": "s3://x"}]}, "extraEnv STORAGE_URI"),
     ({"extraEnv": [{"name": "HF_TOKEN", "value": "hf_x"}]}, "extraEnv HF_TOKEN: a secret's value"),
     (
-        {"probes": {"startup": {"failureThreshold": 181}}},
-        "progressDeadline 30m is shorter than the 1810 s",
+        {"probes": {"startup": {"failureThreshold": 361}}},
+        "progressDeadline 30m is shorter than the 1805 s",
     ),
-    ({"progressDeadline": "5s"}, "progressDeadline 5s is shorter than the 10 s"),
+    ({"progressDeadline": "4s"}, "progressDeadline 4s is shorter than the 5 s"),
     (
         {"model": {"defaults": {"min_length": 9, "max_length": 8}}},
         "model.defaults.min_length 9 is above model.defaults.max_length 8",
@@ -86,7 +86,7 @@ ALLOWED: list[Values] = [
     {"timeoutSeconds": 601, "allow": {"longTimeout": True}},
     {"scaling": {"scaleMetric": "rps"}},
     merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}),
-    {"probes": {"startup": {"failureThreshold": 180}}},
+    {"probes": {"startup": {"failureThreshold": 360}}},
     {"extraEnv": [{"name": "PYTHONUNBUFFERED", "value": "1"}]},
     {"benchmark": {"only": True, "batchSize": 1}, "deploymentMode": "Standard"},
     {"fullnameOverride": "a" * 53},

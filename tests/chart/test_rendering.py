@@ -400,8 +400,8 @@ class TestModes:
             ({}, 1740),
             ({"progressDeadline": "1h30m"}, 5340),
             ({"probes": {"startup": {"periodSeconds": 7}}}, 1736),
-            ({"probes": {"startup": {"failureThreshold": 180}}}, 1800),
-            ({"progressDeadline": "30s"}, 10),
+            ({"probes": {"startup": {"failureThreshold": 360}}}, 1800),
+            ({"progressDeadline": "30s"}, 5),
         ],
     )
     def test_startup_budget(self, values: Values, seconds: int) -> None:
