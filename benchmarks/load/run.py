@@ -40,7 +40,7 @@ PATIENCE = 300
 
 V1_BODY = (
     '{"instances": [{{ text|tojson }}], "parameters": '
-    '{"min_new_tokens": {{ max_tokens }}, "max_new_tokens": {{ max_tokens }}, FIELDS}}'
+    '{"min_new_tokens": {{ max_tokens }}, "max_new_tokens": {{ max_tokens }}FIELDS}}'
 )
 
 
@@ -53,13 +53,15 @@ def main() -> None:
     about["output"] = str(arguments.output)
     arguments.output.mkdir(parents=True)
     rows: list[Row] = []
-    rates: list[float | None] = arguments.rates or [None]
+    rates: list[float | None] = list(arguments.rates or [None])
     while rates:
         rate = rates.pop(0)
         folder = arguments.output / f"{len(rows):02}"
         send(command(generator, arguments, rate, len(rows)), folder, arguments)
         rows.append(read(folder, rate, arguments.new_tokens))
         report(arguments.output, about, rows)
+        if not rows[-1].answered:
+            break
         if rate is None:
             rates += [round(share * rows[-1].answered, 2) for share in SHARES]
         elif rows[-1].too_much:
@@ -92,9 +94,12 @@ def command(
 
 def v1(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Any], float]:
     """Flags, the request's shape, and how many requests are sent for each full one."""
-    fields = arguments.fields or {"temperature": 0, "return_full_text": False}
+    fields = {"temperature": 0, "return_full_text": False}
+    if arguments.fields is not None:
+        fields = arguments.fields
+    further = "".join(f", {json.dumps(name)}: {json.dumps(one)}" for name, one in fields.items())
     extra = {
-        "payload_template": V1_BODY.replace("FIELDS", json.dumps(fields)[1:-1]),
+        "payload_template": V1_BODY.replace("FIELDS", further),
         "response_field": "predictions[0].generated_text",
     }
     requests = 1 + arguments.probes
@@ -107,10 +112,12 @@ def v1(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Any], float]
 
 def openai(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Any], float]:
     """The same for streamed completions, where every request is a full one."""
-    exactly = {"min_tokens": arguments.new_tokens, "ignore_eos": True}
+    fields = {"temperature": 0, "min_tokens": arguments.new_tokens, "ignore_eos": True}
+    if arguments.fields is not None:
+        fields = arguments.fields
     flags = ["--endpoint-type", "completions", "--streaming"]
     flags += ["--isl", arguments.prompt_tokens, "--osl", arguments.new_tokens]
-    return flags, arguments.fields or {"temperature": 0, **exactly}, 1
+    return flags, fields, 1
 
 
 def send(line: list[Any], folder: Path, arguments: argparse.Namespace) -> None:
