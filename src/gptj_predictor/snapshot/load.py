@@ -35,7 +35,7 @@ from gptj_predictor.snapshot.folder import (
     with_repair,
 )
 
-#: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/load.py``).
+#: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/loading.py``).
 READERS = 8
 
 #: Weights that are being read or packed at the same time.

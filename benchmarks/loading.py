@@ -1,6 +1,6 @@
 """How fast a snapshot loads, beside the fastest plain read of the same bytes.
 
-    python benchmarks/load.py FOLDER [--rounds 3] [--caches cold warm] [--dtype bfloat16]
+    python benchmarks/loading.py FOLDER [--rounds 3] [--caches cold warm] [--dtype bfloat16]
 
 A plain read is parallel readers, each filling one small buffer again and again. One that keeps the
 bytes, as a load has to, also pays for memory that was never used, which on a virtual machine can
