@@ -51,8 +51,8 @@ class StartError(RuntimeError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
-    parser = build_parser()
-    flags = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = build_parser(serving=arguments[:1] == ["serve"]).parse_args(arguments)
     try:
         flags.run(flags, os.environ)
     except SettingsError as error:
@@ -64,8 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(*, serving: bool = True) -> argparse.ArgumentParser:
+    """The whole command line; kserve's flags, which take their time to import, only for serving."""
     parser = _OneLineParser(
         prog="gptj-predictor", description="Serve GPT-J behind KServe's V1 protocol."
     )
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="serve a snapshot over HTTP",
         description="Serve a GPT-J snapshot. A flag wins over its environment variable, which "
         f"wins over the default. The variable of --flag is {ENVIRONMENT_PREFIX}FLAG.",
-        parents=[_kserve_parser()],
+        parents=[_kserve_parser()] if serving else [],
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -364,7 +364,7 @@ def benchmark(flags: argparse.Namespace, environment: Mapping[str, str]) -> None
     with _start_errors():
         earlier = read_earlier(plan.output, resume=flags.resume)
         folder = _model_folder(settings)
-    from gptj_predictor.benchmark.commands import run_benchmark  # takes seconds
+    from gptj_predictor.benchmark.run import run_benchmark  # takes seconds
 
     with _start_errors():
         run_benchmark(plan, settings, folder, earlier)

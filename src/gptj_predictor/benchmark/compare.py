@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import geometric_mean
+from typing import Any
 
 from gptj_predictor.benchmark.errors import PlanError
 from gptj_predictor.benchmark.results import Cell, Results
+
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -75,17 +78,7 @@ def compare(before: Results, after: Results, threshold: float) -> Comparison:
     Raises:
         PlanError: there are none.
     """
-    notes = []
-    for part in ("run", "settings"):
-        left, right = getattr(before, part), getattr(after, part)
-        for name in type(left).model_fields:
-            if name in {"started", "resumed", "batch_size", "lengths"}:
-                continue
-            one, other = getattr(left, name), getattr(right, name)
-            if one != other and name == "bandwidth" and one and other:
-                notes.append(f"bandwidth differs: A {one / 1e9:,.1f}, B {other / 1e9:,.1f} GB/s")
-            elif one != other:
-                notes.append(f"{name.replace('_', ' ')} differs: A {_show(one)}, B {_show(other)}")
+    notes = _differences(before, after)
     cells = {cell.key: cell for cell in before.cells}, {cell.key: cell for cell in after.cells}
     pairs = []
     for key in sorted({*cells[0], *cells[1]}):
@@ -103,5 +96,27 @@ def compare(before: Results, after: Results, threshold: float) -> Comparison:
     return Comparison(pairs, notes, threshold)
 
 
-def _show(value: object) -> str:
-    return str(value if value is not None else "unknown")
+def _differences(before: Results, after: Results) -> list[str]:
+    """What was not the same for both."""
+    own = {"started", "resumed", "batch_size", "lengths"}
+    notes = []
+    for part in ("run", "settings"):
+        left = _flat(getattr(before, part).model_dump(exclude=own))
+        right = _flat(getattr(after, part).model_dump(exclude=own))
+        for name in {**left, **right}:
+            one, other = left.get(name), right.get(name)
+            if one != other:
+                shown = [UNKNOWN if value is None else str(value) for value in (one, other)]
+                notes.append(f"{name} differs: A {shown[0]}, B {shown[1]}")
+    return notes
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat

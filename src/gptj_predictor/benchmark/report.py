@@ -96,7 +96,7 @@ def _describe_device(device: Device | None) -> list[tuple[str, str]]:
         return [("device", "unknown")]
     text = ", ".join(device.names)
     if device.threads is not None:
-        text += f", {device.threads} threads"
+        text += f", threads: {device.threads}"
     if device.memory_bytes is not None:
         text += f", {device.memory_bytes / 2**30:.0f} GiB"
     if device.compute_capability is not None:
@@ -116,7 +116,7 @@ def readable_parameters(count: int) -> str:
 
 
 def _render_report(results: Results, reference: str) -> str:
-    parts = ["# Benchmark", *[f"* {name}: {value}" for name, value in describe_run(results)]]
+    parts = ["# Benchmark", "", *[f"* {name}: {value}" for name, value in describe_run(results)]]
     parts += [
         "",
         "## One response, in seconds",

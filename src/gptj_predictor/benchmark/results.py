@@ -73,7 +73,7 @@ class Settings(_Part):
     warmup_rounds: int
     rounds: int
     seed: int
-    sampling: dict[str, float | bool]
+    sampling: dict[str, int | float]
     engine: dict[str, str | int | float | bool | None] = Field(
         {}, description="The engine's settings; empty over HTTP."
     )
