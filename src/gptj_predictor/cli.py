@@ -410,7 +410,7 @@ def _model_folder(settings: ServerSettings) -> Path:
 
     if settings.model is None and not settings.cache.is_dir():
         logger.warning(
-            "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a "
+            "no --model given and nothing is mounted at %s: this is the bundled DEMO, a toy of a "
             "few million parameters that shows the interface and not GPT-J-6B's answers",
             settings.cache,
         )

@@ -276,6 +276,7 @@ class TestKilled:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process.pid, number)
+        os.kill(process.pid, number)  # as some do, to the process and to its group
         _, errors = process.communicate(timeout=60)
         return process.returncode, errors
 

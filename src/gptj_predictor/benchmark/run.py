@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import NoReturn
 
 from gptj_predictor.assembly import Assembly
 from gptj_predictor.benchmark import machine
@@ -34,6 +35,9 @@ ENGINE_SETTINGS = {
     "prefix_reuse",
     "cuda_graphs",
 }
+
+#: Signals that come closer together are one.
+SAME_SIGNAL_SECONDS = 1.0
 
 
 class Interrupted(BaseException):
@@ -189,7 +193,10 @@ def lengths(plan: BenchmarkSettings, context: int) -> list[int]:
 
 def _measure(subject: Subject, plan: BenchmarkSettings, earlier: Results | None) -> None:
     results = subject.results if earlier is None else _go_on(earlier, subject.results)
-    plan.output.mkdir(parents=True, exist_ok=True)
+    try:
+        plan.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PlanError(f"--output {plan.output} cannot be made: {error.strerror}") from error
 
     def keep(latest: Results) -> None:
         nonlocal results
@@ -227,13 +234,18 @@ def _go_on(earlier: Results, now: Results) -> Results:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """The first SIGINT or SIGTERM raises :class:`Interrupted`; the next ends the process."""
+    """The first SIGINT or SIGTERM raises :class:`Interrupted`; a later one ends the process."""
     numbers = (signal.SIGINT, signal.SIGTERM)
+    first: float | None = None
 
-    def stop(number: int, _: object) -> NoReturn:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        raise Interrupted(number)
+    def stop(number: int, _: object) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise Interrupted(number)
+        # Some send one signal twice, to the process and to its group (timeout, for one).
+        if time.monotonic() - first > SAME_SIGNAL_SECONDS:
+            os._exit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in numbers}
     try:

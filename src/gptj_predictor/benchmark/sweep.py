@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -90,6 +91,7 @@ class Progress:
                 total=self._work,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
                 desc="benchmark",
+                ncols=shutil.get_terminal_size().columns,  # some terminals say that they have none
             )
 
     def _cell_work(self, tokens: int) -> int:
@@ -99,7 +101,7 @@ class Progress:
         """Show which cell is measured."""
         self._goal = self._worked + self._cell_work(tokens)
         if self._bar is not None:
-            self._bar.set_description(f"batch {batch}, {tokens} tokens")
+            self._bar.set_description_str(f"batch {batch}, {tokens} tokens")
 
     def advance(self, tokens: int) -> None:
         """Count a round."""
