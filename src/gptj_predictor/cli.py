@@ -359,9 +359,11 @@ def benchmark(flags: argparse.Namespace, environment: Mapping[str, str]) -> None
     settings = _validated(ServerSettings, _read_given(flags, environment))
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
+    from gptj_predictor.benchmark.commands import check_reference
     from gptj_predictor.benchmark.results import read_earlier
 
     with _start_errors():
+        check_reference(plan.reference)
         earlier = read_earlier(plan.output, resume=flags.resume)
         folder = _model_folder(settings)
     from gptj_predictor.benchmark.run import run_benchmark  # takes seconds

@@ -244,8 +244,8 @@ class BenchmarkSettings(BaseModel):
     max_tokens: int = Field(
         2048,
         ge=2,
-        description="Longest response in tokens, prompt included; as it is not said, at most the "
-        "model's context.",
+        description="Longest response in tokens, prompt included; the default gives way to a "
+        "shorter context.",
     )
     step: int = Field(128, ge=1, description="From one length to the next.")
     prompt_tokens: int = Field(16, ge=1, description="Tokens of every prompt.")

@@ -29,7 +29,7 @@ CLOCKS = (
     "clocks.max.sm",
     "clocks.mem",
     "clocks.max.mem",
-    "clocks_event_reasons.active",
+    "pstate",
     "power.limit",
     "temperature.gpu",
 )
@@ -98,7 +98,12 @@ def _ask_nvidia_smi(uuid: str) -> dict[str, str]:
     wanted = ("driver_version", *CLOCKS)
     try:
         done = subprocess.run(  # noqa: S603 - no shell, and nothing of the user's
-            [program, f"--id=GPU-{uuid}", f"--query-gpu={','.join(wanted)}", "--format=csv"],
+            [
+                program,
+                f"--id=GPU-{uuid.removeprefix('GPU-')}",
+                f"--query-gpu={','.join(wanted)}",
+                "--format=csv",
+            ],
             capture_output=True,
             text=True,
             timeout=20,

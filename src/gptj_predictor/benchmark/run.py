@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gptj_predictor.assembly import Assembly
 from gptj_predictor.benchmark import machine
-from gptj_predictor.benchmark.commands import check_reference, write_all
+from gptj_predictor.benchmark.commands import write_all
 from gptj_predictor.benchmark.errors import BenchmarkError, PlanError
 from gptj_predictor.benchmark.results import Results, Run, Settings, difference
 from gptj_predictor.benchmark.sweep import Sweep, run_sweep, say
@@ -64,7 +64,6 @@ def run_benchmark(
         BenchmarkError: it could not go on, or a cell failed for another reason than memory.
         SystemExit: a signal ended it, with 128 + its number.
     """
-    check_reference(plan.reference)
     with _signals():
         try:
             if plan.url is None:

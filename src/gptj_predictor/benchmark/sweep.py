@@ -83,7 +83,7 @@ class Progress:
         self._done, self._count = 0, len(missing)
         # Time goes with tokens; more sequences make a step longer, by how much nobody knows yet.
         self._work = sum(self._cell_work(tokens) for _, tokens in missing)
-        self._worked = 0
+        self._worked = self._goal = 0  # now, and at the cell's end
         self._started = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
