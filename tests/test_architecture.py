@@ -26,9 +26,19 @@ MAY_USE = {
         "snapshot",
         "tokenizer",
     },
+    "benchmark": {
+        "assembly",
+        "demo",
+        "engine",
+        "host",
+        "settings",
+        "snapshot",
+        "tokenizer",
+    },
     "cli": {
         "",
         "assembly",
+        "benchmark",
         "demo",
         "engine",
         "placement",
@@ -52,6 +62,7 @@ MAY_USE = {
 
 #: Third-party packages that a room does without.
 MUST_NOT_USE = {
+    "benchmark": {"fastapi", "kserve", "starlette", "uvicorn"},
     "engine": {"accelerate", "fastapi", "kserve", "pydantic", "starlette", "uvicorn"},
     "model": {"accelerate", "fastapi", "kserve", "pydantic", "starlette", "uvicorn"},
     "server": {"accelerate", "safetensors", "torch", "transformers"},

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar, cast
 
@@ -20,6 +21,7 @@ from gptj_predictor.settings import (
     DEFAULT_MODEL_ID,
     MOUNTED_MODEL,
     TAG_PATTERN,
+    BenchmarkSettings,
     GenerationParameters,
     Limits,
     ServerSettings,
@@ -36,6 +38,9 @@ ENVIRONMENT_PREFIX = "GPTJ_"
 #: named gptj-predictor would give names that begin as ours do.
 SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 
+#: Settings of the server that mean nothing to the engine alone.
+ONLY_SERVED = ("model_id", "max_instances", "max_body_bytes", "receive_timeout_seconds")
+
 
 class SettingsError(ValueError):
     """Settings that cannot be served; one line for the user."""
@@ -47,8 +52,8 @@ class StartError(RuntimeError):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
-    parser = build_parser()
-    flags = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = build_parser(serving=arguments[:1] == ["serve"]).parse_args(arguments)
     try:
         flags.run(flags, os.environ)
     except SettingsError as error:
@@ -60,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(*, serving: bool = True) -> argparse.ArgumentParser:
+    """The whole command line; kserve's flags, which take their time to import, only for serving."""
     parser = _OneLineParser(
         prog="gptj-predictor", description="Serve GPT-J behind KServe's V1 protocol."
     )
@@ -72,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="serve a snapshot over HTTP",
         description="Serve a GPT-J snapshot. A flag wins over its environment variable, which "
         f"wins over the default. The variable of --flag is {ENVIRONMENT_PREFIX}FLAG.",
-        parents=[_kserve_parser()],
+        parents=[_kserve_parser()] if serving else [],
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -89,7 +94,51 @@ def build_parser() -> argparse.ArgumentParser:
         "snapshot", help="the model cache: pull, verify, info, prune", allow_abbrev=False
     )
     _add_snapshot_commands(snapshot_parser.add_subparsers(required=True, metavar="COMMAND"))
+    _add_benchmark(commands)
     return parser
+
+
+def _add_benchmark(commands: argparse._SubParsersAction[_OneLineParser]) -> None:
+    parser = commands.add_parser(
+        "benchmark",
+        help="measure responses by batch and length",
+        description="Measure how long responses take, by batch and by length, and compare that "
+        "with the times published for the service that this one replaces.",
+        allow_abbrev=False,
+    )
+    sweep = parser.add_argument_group("sweep", "These have no environment variables.")
+    _add_flags(sweep, BenchmarkSettings)
+    sweep.add_argument("--resume", action="store_true", help="go on with what --output holds")
+    engine = parser.add_argument_group(
+        "engine", f"As for serve, with the same {ENVIRONMENT_PREFIX}FLAG variables."
+    )
+    _add_flags(engine, ServerSettings, without=ONLY_SERVED)
+    parser.set_defaults(run=benchmark)
+    others = parser.add_subparsers(metavar="COMMAND")
+    compare = others.add_parser(
+        "compare",
+        help="two results, cell by cell; exit code 1 if the second is slower",
+        description="Compare two results.json cell by cell. A cell is slower if its median is more "
+        "than THRESHOLD times the other's and every round of it took longer than every round of "
+        "the other. The exit code is 1 if a cell is, or the geometric mean of all ratios is above "
+        "THRESHOLD.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    compare.add_argument("before", type=Path, metavar="A.json", help="results.json")
+    compare.add_argument("after", type=Path, metavar="B.json", help="results.json")
+    compare.add_argument("--threshold", type=_ratio, default=1.1, help="ratio that is too slow")
+    compare.set_defaults(run=_benchmark_command, command="run_compare")
+    report = others.add_parser(
+        "report", help="write report and picture anew from results.json", allow_abbrev=False
+    )
+    report.add_argument("results", type=Path, metavar="RESULTS.json", help="results.json")
+    report.add_argument(
+        "--reference",
+        default=BenchmarkSettings.model_fields["reference"].default,
+        help="published column to compare with (default: %(default)s)",
+    )
+    report.set_defaults(run=_benchmark_command, command="run_report")
 
 
 def _add_snapshot_commands(commands: argparse._SubParsersAction[_OneLineParser]) -> None:
@@ -162,6 +211,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _ratio(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 1 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+
+
 def _snapshot_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     # These take seconds to import; --help need not wait for them.
     from gptj_predictor.snapshot import commands
@@ -190,8 +246,12 @@ class _OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _add_flags(group: argparse._ArgumentGroup, model: type[BaseModel]) -> None:
+def _add_flags(
+    group: argparse._ArgumentGroup, model: type[BaseModel], without: Collection[str] = ()
+) -> None:
     for name, field in model.model_fields.items():
+        if name in without:
+            continue
         default = "" if field.default is None else f" (default: {field.default})"
         group.add_argument(
             *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
@@ -214,17 +274,7 @@ def read_settings(
     Raises:
         SettingsError: a value is not allowed, contradicts another, or a variable is unknown.
     """
-    known = {*ServerSettings.model_fields, *GenerationParameters.model_fields, "model_name"}
-    given: dict[str, object] = {}
-    for variable, value in environment.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or SERVICE_LINK.search(variable):
-            continue
-        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        if name not in known:
-            raise SettingsError(f"environment variable {variable} is unknown")
-        given[name] = value
-    said = {name: getattr(flags, name, None) for name in known}
-    given |= {name: value for name, value in said.items() if value is not None}
+    given = _read_given(flags, environment)
     settings = _validated(ServerSettings, given)
     defaults = _validated(GenerationParameters, given)
     for least, greatest in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
@@ -237,6 +287,21 @@ def read_settings(
         )
     model_name = given.get("model_name")
     return settings, defaults, None if model_name is None else str(model_name)
+
+
+def _read_given(flags: argparse.Namespace, environment: Mapping[str, str]) -> dict[str, object]:
+    """What was said of any setting of ``serve``, as it was said."""
+    known = {*ServerSettings.model_fields, *GenerationParameters.model_fields, "model_name"}
+    given: dict[str, object] = {}
+    for variable, value in environment.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or SERVICE_LINK.search(variable):
+            continue
+        name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+        if name not in known:
+            raise SettingsError(f"environment variable {variable} is unknown")
+        given[name] = value
+    said = {name: getattr(flags, name, None) for name in known}
+    return given | {name: value for name, value in said.items() if value is not None}
 
 
 def _validated(model: type[Model], given: Mapping[str, object]) -> Model:
@@ -264,22 +329,15 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
     model_server.args = flags  # what it would have parsed itself
     _configure_logging(flags)
-    # All these take seconds to import; --help and wrong settings need not wait for them.
-    from gptj_predictor.snapshot.errors import SnapshotError
-
-    try:
+    with _start_errors():
         folder = _model_folder(settings)
-    except (SnapshotError, OSError) as error:
-        raise StartError(str(error)) from error
+    # All these take seconds to import; whoever waits for a snapshot need not wait for them first.
     from gptj_predictor.assembly import Assembly
-    from gptj_predictor.placement import DeviceError
-    from gptj_predictor.precision import PrecisionError
     from gptj_predictor.server.app import PredictorServer
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
-    from gptj_predictor.tokenizer import TokenizerError
 
-    try:
+    with _start_errors():
         assembly = Assembly.prepare(folder, settings)
         limits = Limits(
             context=assembly.folder.config.n_positions,
@@ -297,11 +355,66 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             predictor, flags, receive_timeout_seconds=settings.receive_timeout_seconds
         )
         server.run()
-    except (DeviceError, PrecisionError) as error:
-        raise SettingsError(str(error)) from error
-    except (SnapshotError, TokenizerError, OSError, MemoryError, RuntimeError) as error:
+
+
+def benchmark(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Measure the sweep and write its results.
+
+    Raises:
+        SettingsError: exit code 2.
+        StartError: exit code 1.
+        SystemExit: a signal ended it; what was measured is kept.
+    """
+    plan = _validated(BenchmarkSettings, vars(flags))
+    settings = _validated(ServerSettings, _read_given(flags, environment))
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    from gptj_predictor.benchmark.commands import check_reference
+    from gptj_predictor.benchmark.results import read_earlier
+
+    with _start_errors():
+        check_reference(plan.reference)
+        earlier = read_earlier(plan.output, resume=flags.resume)
+        folder = _model_folder(settings)
+    from gptj_predictor.benchmark.run import run_benchmark  # takes seconds
+
+    with _start_errors():
+        run_benchmark(plan, settings, folder, earlier)
+
+
+def _benchmark_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
+    from gptj_predictor.benchmark import commands
+
+    with _start_errors():
+        getattr(commands, flags.command)(flags)
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    """Give what can be wrong with settings, devices and snapshots its exit code."""
+    from gptj_predictor.benchmark.errors import PlanError
+    from gptj_predictor.snapshot.errors import SnapshotError
+
+    try:
+        yield
+    except (SettingsError, StartError):
+        raise
+    except (SnapshotError, OSError, MemoryError, RuntimeError) as error:
         logger.debug("the start failed", exc_info=True)
         raise StartError(str(error) or type(error).__name__) from error
+    except PlanError as error:
+        raise SettingsError(str(error)) from error
+    except ValueError as error:
+        # These take seconds to import, where that has not happened yet.
+        from gptj_predictor.placement import DeviceError
+        from gptj_predictor.precision import PrecisionError
+        from gptj_predictor.tokenizer import TokenizerError
+
+        if isinstance(error, DeviceError | PrecisionError):
+            raise SettingsError(str(error)) from error
+        if isinstance(error, TokenizerError):
+            raise StartError(str(error)) from error
+        raise
 
 
 def _model_folder(settings: ServerSettings) -> Path:
@@ -309,7 +422,7 @@ def _model_folder(settings: ServerSettings) -> Path:
 
     if settings.model is None and settings.tag is None and not settings.cache.is_dir():
         logger.warning(
-            "no --model given and nothing is mounted at %s: serving the bundled DEMO, a toy of a "
+            "no --model given and nothing is mounted at %s: this is the bundled DEMO, a toy of a "
             "few million parameters that shows the interface and not GPT-J-6B's answers",
             settings.cache,
         )

@@ -242,6 +242,41 @@ class ServerSettings(BaseModel):
         raise ValueError("allowed are auto, or cpu, cuda and cuda:N with commas between them")
 
 
+class BenchmarkSettings(BaseModel):
+    """What ``gptj-predictor benchmark`` measures; each field is a flag of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(1, ge=1, description="Greatest batch; all from 1 on are measured.")
+    min_tokens: int = Field(128, ge=2, description="Shortest response in tokens, prompt included.")
+    max_tokens: int = Field(
+        2048,
+        ge=2,
+        description="Longest response in tokens, prompt included; the default gives way to a "
+        "shorter context.",
+    )
+    step: int = Field(128, ge=1, description="From one length to the next.")
+    prompt_tokens: int = Field(16, ge=1, description="Tokens of every prompt.")
+    warmup_rounds: int = Field(
+        1, ge=0, description="Rounds before the measured ones at every batch and length."
+    )
+    rounds: int = Field(3, ge=1, description="Measured rounds at every batch and length.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Decides prompts and sampling.")
+    output: Path = Field(Path("benchmark-results"), description="Folder for the results.")
+    url: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="Measure a running service: its address, or that of its V1 endpoint. --model "
+        "then names the snapshot that it serves, for the tokenizer. Default: the engine in this "
+        "process.",
+    )
+    reference: str = Field(
+        "A100-2",
+        description="Published column that the report compares with: V100, RTX5000, A5000, A40, "
+        "A100-1 or A100-2.",
+    )
+
+
 def wire_name(model_id: str) -> str:
     """The model id as it stands in a URL: lower case, only letters, digits, ``_`` and ``-``."""
     return re.sub(r"[^a-z0-9_-]", "-", model_id.lower())

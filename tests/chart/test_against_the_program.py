@@ -12,7 +12,7 @@ import pytest
 
 from gptj_predictor.cli import build_parser, read_settings
 from tests.chart.test_rendering import MATRIX
-from tests.support.charts import Object, Release, install_values, merged, render
+from tests.support.charts import Object, Release, Values, install_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
 from tests.support.servers import NAME, RunningServer, environment, free_port
@@ -32,6 +32,9 @@ def job_container(release: Release, name: str) -> Object:
 def test_the_command_line_takes_the_arguments(name: str) -> None:
     release = render(MATRIX[name])
     parser = build_parser()
+    for job in ("pull", "benchmark"):
+        if release.has("Job", f"-{job}-"):
+            parser.parse_args(job_container(release, job)["args"])
     if not release.has("InferenceService"):
         return
     container = release.container
@@ -61,27 +64,23 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
 
 
 def test_from_install_to_prediction(tmp_path: Path) -> None:
-    """As on a cluster: the predictor waits, the Job pulls, probes answer, the test pod asks."""
-    values = {"download": {"hfToken": {"existingSecret": "hub"}}}
-    release = render(merged(install_values("one-gpu"), values))
+    """As on a cluster: the predictor waits, the Job pulls, probes answer, the test pod asks.
+
+    Then the benchmark's Job, whose every pod gets the same arguments.
+    """
+    values: Values = {"download": {"hfToken": {"existingSecret": "hub"}}}
+    flags = ["--min-tokens", "20", "--max-tokens", "24", "--step", "4", "--rounds", "1"]
+    values["benchmark"] = {"batchSize": 2, "extraArgs": flags}
+    release = render(install_values("one-gpu"), values)
     container, pull = release.container, job_container(release, "pull")
     cache = str(tmp_path / "cache")
     (tmp_path / "cache").mkdir()
     with HubServer() as hub:
         hub.add(MODEL_ID, pickled(tmp_path / "hub"), gated_token="secret")
         [token] = [one["name"] for one in pull["env"]]
-        flags = (*container["args"][1:], "--cache", cache)
-        with RunningServer(*flags, grpc=False, **literal_environment(container)) as server:
-            done = subprocess.run(
-                [sys.executable, "-m", "gptj_predictor", *pull["args"], "--dest", cache],
-                env=environment(
-                    **literal_environment(pull), **{token: "secret"}, HF_ENDPOINT=hub.endpoint
-                ),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
+        arguments = (*container["args"][1:], "--cache", cache)
+        with RunningServer(*arguments, grpc=False, **literal_environment(container)) as server:
+            run_job(pull, "--dest", cache, **{token: "secret"}, HF_ENDPOINT=hub.endpoint)
             server.wait_until(container["startupProbe"]["httpGet"]["path"], 200)
             assert f"waiting up to 1740 s more for a snapshot of {MODEL_ID}" in server.log
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -91,6 +90,28 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
             check_test_pod(pod, server)
             [prediction] = server.predict(["The secret to a happy life is to"], min_length=1)
             assert prediction["generated_text"].startswith("The secret")
+    job = job_container(release, "benchmark")
+    output = job["args"][job["args"].index("--output") + 1]
+    here = tmp_path / "cache" / Path(output).relative_to("/mnt/models")
+    for _ in range(2):
+        log = run_job(job, "--cache", cache, "--output", str(here))
+        assert re.search(r"\| *tokens \| *V100 \|", log)
+        cells = json.loads((here / "results.json").read_text())["cells"]
+        measured = [(cell["batch"], cell["tokens"], cell["status"]) for cell in cells]
+        assert measured == [(n, tokens, "done") for n in (1, 2) for tokens in (20, 24)]
+
+
+def run_job(container: Object, *flags: str, **variables: str) -> str:
+    """A Job's arguments, with further flags that win; its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gptj_predictor", *container["args"], *flags],
+        env=environment(**literal_environment(container), **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def check_test_pod(pod: Object, server: RunningServer) -> None:
