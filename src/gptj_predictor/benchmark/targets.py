@@ -24,6 +24,7 @@ from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.request import (
     EngineDeadError,
     Event,
+    EventSink,
     RequestRefusedError,
     SamplingParams,
 )
@@ -102,7 +103,7 @@ class _Collector:
         self.errors: list[str] = []
         self.ended = threading.Event()
 
-    def sink(self) -> Any:
+    def sink(self) -> EventSink:
         """One sequence's event sink."""
         begun = False
 
