@@ -71,6 +71,7 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
     values: Values = {"download": {"hfToken": {"existingSecret": "hub"}}}
     flags = ["--min-tokens", "20", "--max-tokens", "24", "--step", "4", "--rounds", "1"]
     values["benchmark"] = {"batchSize": 2, "extraArgs": flags}
+    values["allow"] = {"sharedReadWriteOnce": True}
     release = render(install_values("one-gpu"), values)
     container, pull = release.container, job_container(release, "pull")
     cache = str(tmp_path / "cache")

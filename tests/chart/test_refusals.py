@@ -44,7 +44,68 @@ COMBINATIONS: list[tuple[Values, str]] = [
     (merged(STANDARD, {"scaling": {"targetUtilization": 70}}), "targetUtilization 70: only with"),
     ({"scaling": {"autoscalerClass": "hpa"}}, "autoscalerClass hpa: only with .* Standard"),
     ({"scaling": {"autoScaling": {"metrics": []}}}, "autoScaling: only with .* Standard"),
-    (merged(STANDARD, {"scaling": {"autoScaling": {"metrics": []}}}), "needs .* keda"),
+    (
+        merged(STANDARD, {"scaling": {"autoScaling": {"metrics": [{"type": "External"}]}}}),
+        "metrics of other types than Resource need scaling.autoscalerClass keda",
+    ),
+    (
+        merged(STANDARD, {"scaling": {"autoscalerClass": "keda"}}),
+        "keda needs .*autoScaling.metrics",
+    ),
+    (
+        {
+            "deploymentMode": "Standard",
+            "scaling": {
+                "autoscalerClass": "keda",
+                "autoScaling": {"metrics": [{"type": "Resource"}]},
+            },
+        },
+        "scaling.minReplicas 0 with KEDA needs a metric that is not of type Resource",
+    ),
+    (
+        merged(
+            STANDARD,
+            {
+                "scaling": {
+                    "autoscalerClass": "keda",
+                    "scaleMetric": "cpu",
+                    "autoScaling": {"metrics": [{"type": "Resource"}]},
+                }
+            },
+        ),
+        "scaleMetric cpu: with autoscalerClass keda say it in scaling.autoScaling",
+    ),
+    (merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}), "memory needs scaling.scaleTarget"),
+    (merged(STANDARD, {"scaling": {"scaleTarget": 101}}), "scaleTarget 101: percent"),
+    (
+        merged(STANDARD, MANY, {"scaling": {"maxReplicas": 0}}),
+        "scaling.maxReplicas 0 means no limit only with deploymentMode Knative",
+    ),
+    ({"benchmark": {"batchSize": 1}}, "benchmark.batchSize 1 beside a service with .*Once"),
+    ({"annotations": {"serving.kserve.io/deploymentMode": "x"}}, "set deploymentMode instead"),
+    (
+        {"annotations": {"autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2h"}},
+        "set scaling.scaleToZeroPodRetentionPeriod instead",
+    ),
+    ({"extraEnv": [{"name": "PORT", "value": "1"}]}, "extraEnv PORT: Knative sets it"),
+    ({"extraVolumes": [{"name": "ca"}]}, "extraVolumes ca: Knative refuses"),
+    (
+        {"download": {"enabled": False}, "model": {"revision": "abc"}},
+        "model.revision abc with download.enabled false",
+    ),
+    ({"progressDeadline": "119s"}, "progressDeadline 119s: at least 2m"),
+    (merged(STANDARD, {"progressDeadline": "0s"}), "progressDeadline 0s: at least 2m"),
+    (
+        {
+            "download": {"hfToken": {"existingSecret": "hub"}},
+            "extraEnv": [{"name": "HF_TOKEN", "valueFrom": {}}],
+        },
+        "extraEnv HF_TOKEN: download.hfToken.existingSecret sets it",
+    ),
+    *(
+        ({"extraEnv": [{"name": name, "value": "x"}]}, f"extraEnv {name}: a secret's value")
+        for name in ("AWS_SECRET_ACCESS_KEY", "MY_KEY", "hf_token", "DB_PASSWORD")
+    ),
     (
         merged(MANY, {"scaling": {"minReplicas": 3, "maxReplicas": 2}}),
         "scaling.minReplicas 3 is above scaling.maxReplicas 2",
@@ -56,7 +117,6 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"probes": {"startup": {"failureThreshold": 361}}},
         "progressDeadline 30m is shorter than the 1805 s",
     ),
-    ({"progressDeadline": "4s"}, "progressDeadline 4s is shorter than the 5 s"),
     (
         {"model": {"defaults": {"min_length": 9, "max_length": 8}}},
         "model.defaults.min_length 9 is above model.defaults.max_length 8",
@@ -80,12 +140,28 @@ ALLOWED: list[Values] = [
     },
     merged(STANDARD, {"deploymentStrategy": {"type": "RollingUpdate"}}),
     merged(STANDARD, {"terminationGracePeriodSeconds": 60, "timeoutSeconds": 900}),
-    {"deploymentMode": "Standard", "scaling": {"autoscalerClass": "keda"}},
+    {
+        "deploymentMode": "Standard",
+        "scaling": {
+            "autoscalerClass": "keda",
+            "autoScaling": {"metrics": [{"type": "Resource"}, {"type": "External"}]},
+        },
+    },
+    merged(STANDARD, {"scaling": {"autoScaling": {"metrics": [{"type": "Resource"}]}}}),
+    {"benchmark": {"batchSize": 1}, "allow": {"sharedReadWriteOnce": True}},
+    merged(MANY, {"benchmark": {"batchSize": 1}}),
+    {"extraEnv": [{"name": "GPTJ_MAX_PREFILL_TOKENS", "value": "1024"}]},
+    {"extraEnv": [{"name": "MY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]},
+    merged(STANDARD, {"extraEnv": [{"name": "PORT", "value": "1"}]}),
+    {"securityContext": None, "podSecurityContext": None},
+    {"annotations": {"serving.kserve.io/stop": "true"}},
     {"scaling": {"scaleToZeroPodRetentionPeriod": "1h"}},
     {"scaling": {"scaleToZeroPodRetentionPeriod": ""}},
     {"timeoutSeconds": 601, "allow": {"longTimeout": True}},
     {"scaling": {"scaleMetric": "rps"}},
-    merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}),
+    merged(
+        STANDARD, MANY, {"scaling": {"scaleMetric": "memory", "scaleTarget": 900, "maxReplicas": 2}}
+    ),
     {"probes": {"startup": {"failureThreshold": 360}}},
     {"extraEnv": [{"name": "PYTHONUNBUFFERED", "value": "1"}]},
     {"benchmark": {"only": True, "batchSize": 1}, "deploymentMode": "Standard"},
@@ -121,6 +197,33 @@ BAD: list[tuple[str, object]] = [
     ("scaling.autoscalerClass", "kpa"),
     ("scaling.targetUtilization", 101),
     ("cache.size", "40 GB"),
+    ("cache.size", "40ki"),
+    ("scaling.containerConcurrency", 1001),
+    ("model.name", ".."),
+    *(
+        (path, None)
+        for path in (
+            "affinity",
+            "extraEnv",
+            "extraArgs",
+            "labels",
+            "annotations",
+            "gpu.labelValues",
+            "region",
+            "podMonitor",
+            "serviceAccount",
+            "probes",
+            "probes.readiness",
+            "resources",
+            "progressDeadline",
+            "timeoutSeconds",
+            "scaling.minReplicas",
+            "scaling.maxReplicas",
+            "scaling.scaleToZeroPodRetentionPeriod",
+            "cache.accessModes",
+            "image.pullPolicy",
+        )
+    ),
     ("cache.accessModes", []),
     ("cache.accessModes", ["ReadWriteOncePod"]),
     ("cache.mountVia", "init"),
@@ -165,6 +268,7 @@ GOOD: list[tuple[str, object]] = [
     ("model.id", "gpt2"),
     ("gpu.count", 8),
     ("cache.size", "1.5Ti"),
+    ("cache.size", "50000000Ki"),
     ("cache.subPath", "models/gptj_6"),
     ("progressDeadline", "1h30m10s"),
     ("resources.limits.cpu", 8),

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 
 from gptj_predictor import __version__
-from gptj_predictor.settings import ServerSettings, wire_name
+from gptj_predictor.settings import MOUNTED_MODEL, ServerSettings, wire_name
 from tests.support.charts import (
     CHART,
     INSTALLS,
@@ -56,7 +56,10 @@ CACHES: dict[str, Values] = {
 }
 BENCHMARKS: dict[str, Values] = {
     "none": {},
-    "beside": {"benchmark": {"batchSize": 8, "warmupRounds": 2, "ttl": 600}},
+    "beside": {
+        "benchmark": {"batchSize": 8, "warmupRounds": 2, "ttl": 600},
+        "allow": {"sharedReadWriteOnce": True},
+    },
     "only": {"benchmark": {"batchSize": 2, "only": True}},
 }
 SCALINGS: dict[str, Values] = {
@@ -66,6 +69,8 @@ SCALINGS: dict[str, Values] = {
         "cache": {"accessModes": ["ReadWriteMany"]},
     },
 }
+
+MANY: Values = {"cache": {"accessModes": ["ReadWriteMany"]}}
 
 #: Everything that is off by default, and every list and map with something in it.
 EVERYTHING: Values = {
@@ -84,11 +89,12 @@ EVERYTHING: Values = {
     },
     "download": {"hfToken": {"existingSecret": "hub"}, "ttl": 60},
     "benchmark": {"batchSize": 2, "extraArgs": ["--rounds", "2"]},
+    "cache": {"accessModes": ["ReadWriteMany"], "annotations": {"argocd/prune": "no"}},
     "shm": "1Gi",
     "image": {"digest": "sha256:" + "0" * 64},
     "imagePullSecrets": [{"name": "registry"}],
     "labels": {"team": "nlp", "app.kubernetes.io/name": "other"},
-    "annotations": {"example.com/a": "b"},
+    "annotations": {"example.com/a": "b", "serving.kserve.io/stop": "true"},
     "nodeSelector": {"disk": "ssd"},
     "affinity": {
         "nodeAffinity": {
@@ -126,7 +132,7 @@ EVERYTHING: Values = {
             "data": {"a": "b"},
         }
     ],
-    "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
+    "podMonitor": {"enabled": True, "labels": {"team": "ops"}},
     "dashboard": {"enabled": True},
     "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]},
     "podDisruptionBudget": {"enabled": True},
@@ -269,14 +275,33 @@ def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
                 assert {"cpu", "memory"} <= set(pod["containers"][0]["resources"][kind])
 
 
-def test_jobs_share_the_predictors_placement(releases: dict[str, Release]) -> None:
-    keys = ("nodeSelector", "affinity", "tolerations", "priorityClassName")
+def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -> None:
+    """Those without a GPU are let in where those with one are, and go where there are some."""
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
     for release in releases.values():
-        if release.has("InferenceService"):
-            wanted = {key: release.predictor.get(key) for key in keys}
-            for job in release.all("Job"):
-                spec = job["spec"]["template"]["spec"]
-                assert {key: spec.get(key) for key in keys} == wanted
+        if not release.has("InferenceService"):
+            continue
+        predictor = release.predictor
+        node = predictor.get("affinity", {}).get("nodeAffinity", {})
+        for pod in release.pods():
+            for key in ("nodeSelector", "priorityClassName", "serviceAccountName"):
+                assert pod.get(key) == predictor.get(key)
+            assert pod.get("affinity", {}).get("nodeAffinity", {}).get(required) == (
+                node.get(required)
+            )
+            allowed = pod.get("tolerations", [])
+            assert all(one in allowed for one in predictor.get("tolerations", []))
+            with_gpu, asks = (
+                "nvidia.com/gpu" in one["containers"][0]["resources"]["limits"]
+                for one in (predictor, pod)
+            )
+            visits = {"key": "nvidia.com/gpu", "operator": "Exists"} in allowed
+            assert visits or asks or not with_gpu
+    anywhere = render().one("Job")["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    [wish] = anywhere["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert wish["preference"]["matchExpressions"][0]["key"] == "nvidia.com/gpu.product"
+    on_cpus = render({"gpu": {"count": 0}}).one("Job")["spec"]["template"]["spec"]
+    assert not {"affinity", "tolerations"} & set(on_cpus)
 
 
 def test_gpu_and_region_are_in_every_term() -> None:
@@ -294,10 +319,11 @@ def test_gpu_and_region_are_in_every_term() -> None:
 
 def test_gpus() -> None:
     assert render().container["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    none = render({"gpu": {"count": 0}, "benchmark": {"batchSize": 1}})
+    none = render({"gpu": {"count": 0}, "benchmark": {"batchSize": 1}}, MANY)
     for pod in none.pods():
         assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
-    two = render({"gpu": {"count": 2, "resource": "amd.com/gpu"}, "benchmark": {"batchSize": 1}})
+    gpu = {"count": 2, "resource": "amd.com/gpu"}
+    two = render({"gpu": gpu, "benchmark": {"batchSize": 1}}, MANY)
     assert two.container["resources"]["requests"]["amd.com/gpu"] == "2"
     [benchmark] = two.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
     [pull] = two.one("Job", "pull")["spec"]["template"]["spec"]["containers"]
@@ -376,16 +402,41 @@ class TestModes:
         assert release.predictor["securityContext"]["fsGroup"] == 65532
         more = render(values, SCALINGS["four"]).one("InferenceService")["metadata"]["annotations"]
         assert more == {"serving.kserve.io/deploymentMode": "Standard"}
+        rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}
+        other = {"deploymentStrategy": rolling, "terminationGracePeriodSeconds": 0}
+        release = render(values, other, {"scaling": {"autoscalerClass": "external"}})
+        assert release.predictor["deploymentStrategy"] == rolling
+        assert release.predictor["terminationGracePeriodSeconds"] == 0
+        annotations = release.one("InferenceService")["metadata"]["annotations"]
+        assert annotations["serving.kserve.io/autoscalerClass"] == "external"
 
     def test_keda(self) -> None:
+        metric = {
+            "type": "External",
+            "external": {
+                "metric": {
+                    "backend": "prometheus",
+                    "serverAddress": "http://prometheus",
+                    "query": "sum(rate(request_predict_seconds_count[1m]))",
+                },
+                "target": {"type": "Value", "value": "1"},
+            },
+        }
         scaling: Values = {
             "minReplicas": 0,
             "autoscalerClass": "keda",
-            "autoScaling": {"metrics": [{"type": "External"}]},
+            "autoScaling": {"metrics": [metric]},
         }
         release = render({"deploymentMode": "Standard", "scaling": scaling})
+        service = release.one("InferenceService")
         assert release.predictor["minReplicas"] == 0
         assert release.predictor["autoScaling"] == scaling["autoScaling"]
+        assert service["metadata"]["annotations"]["serving.kserve.io/autoscalerClass"] == "keda"
+        assert round_trip(service, "V1beta1InferenceService") == service
+
+    def test_metrics(self) -> None:
+        release = render({"scaling": {"scaleMetric": "rps", "scaleTarget": 5}})
+        assert (release.predictor["scaleMetric"], release.predictor["scaleTarget"]) == ("rps", 5)
 
     @pytest.mark.parametrize("mode", MODES)
     def test_probes(self, mode: str) -> None:
@@ -401,7 +452,7 @@ class TestModes:
             ({"progressDeadline": "1h30m"}, 5340),
             ({"probes": {"startup": {"periodSeconds": 7}}}, 1736),
             ({"probes": {"startup": {"failureThreshold": 360}}}, 1800),
-            ({"progressDeadline": "30s"}, 5),
+            ({"progressDeadline": "2m"}, 60),
         ],
     )
     def test_startup_budget(self, values: Values, seconds: int) -> None:
@@ -439,6 +490,35 @@ class TestCache:
             "readOnly": read_only,
         }
 
+    @pytest.mark.parametrize("existing", ["", "theirs"])
+    @pytest.mark.parametrize("folder", ["", "a/b"])
+    @pytest.mark.parametrize("via", ["storageUri", "volume"])
+    def test_all_see_the_same_files(self, existing: str, folder: str, via: str) -> None:
+        cache = {"existingClaim": existing, "subPath": folder, "mountVia": via}
+        release = render({"cache": {**cache, "accessModes": ["ReadWriteMany"]}}, EVERYTHING)
+        claim = existing or release.one("PersistentVolumeClaim")["metadata"]["name"]
+        pods = [job["spec"]["template"]["spec"] for job in release.all("Job")]
+        if via == "volume":
+            pods.append(release.predictor)
+        else:
+            [uri] = [v for v in release.container["env"] if v["name"] == "STORAGE_URI"]
+            assert uri["value"] == f"pvc://{claim}/{folder}".rstrip("/")
+        for pod in pods:
+            volumes = {volume["name"]: volume for volume in pod["volumes"]}
+            [mount] = [
+                one for one in pod["containers"][0]["volumeMounts"] if one["name"] == "models"
+            ]
+            assert mount["mountPath"] == str(MOUNTED_MODEL)
+            assert mount.get("subPath", "") == folder
+            assert volumes["models"]["persistentVolumeClaim"]["claimName"] == claim
+
+    def test_claim(self) -> None:
+        cache = {"size": "5Gi", "storageClassName": "fast", "annotations": {"a": "b"}}
+        claim = render({"cache": cache}).one("PersistentVolumeClaim")
+        assert claim["spec"]["storageClassName"] == "fast"
+        assert claim["spec"]["resources"]["requests"]["storage"] == "5Gi"
+        assert claim["metadata"]["annotations"] == {"a": "b", "helm.sh/resource-policy": "keep"}
+
     def test_keep(self) -> None:
         policy = "helm.sh/resource-policy"
         kept = render().one("PersistentVolumeClaim")["metadata"]
@@ -453,7 +533,7 @@ class TestCache:
 
 class TestJobs:
     def test_a_changed_job_is_another_job(self) -> None:
-        base: Values = {"benchmark": {"batchSize": 2}}
+        base: Values = {"benchmark": {"batchSize": 2}, **MANY}
         names = [job["metadata"]["name"] for job in render(base).all("Job")]
         assert names == [job["metadata"]["name"] for job in render(base).all("Job")]
         for path, value in (
@@ -471,6 +551,16 @@ class TestJobs:
         same = render(base, {"scaling": {"maxReplicas": 1}, "timeoutSeconds": 60}).all("Job")
         assert [job["metadata"]["name"] for job in same] == names
 
+    def test_time_to_live_and_tries(self) -> None:
+        settings = {"ttl": 60, "backoffLimit": 3}
+        release = render(
+            {"download": settings, "benchmark": {**settings, "batchSize": 1, "only": True}}
+        )
+        for job in release.all("Job"):
+            assert job["spec"]["ttlSecondsAfterFinished"] == 60
+            assert job["spec"]["backoffLimit"] == 3
+        assert "ttlSecondsAfterFinished" not in render().one("Job")["spec"]
+
     def test_no_hooks_but_the_test(self, releases: dict[str, Release]) -> None:
         for release in releases.values():
             for one in release.objects:
@@ -484,6 +574,74 @@ class TestJobs:
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "k"}}}
         ]
         assert "HF_TOKEN" not in str(release.predictor)
+
+
+def test_names_that_yaml_would_take_for_numbers() -> None:
+    """Or for booleans: they stay strings, in every object."""
+    values: Values = {
+        "fullnameOverride": "on",
+        "model": {"name": "6"},
+        "cache": {"subPath": "2024", "storageClassName": "1", "mountVia": "volume"},
+        "priorityClassName": "1",
+        "runtimeClassName": "0",
+        "image": {"repository": "1", "tag": "1.0"},
+        "serviceAccount": {"name": "1e3"},
+    }
+    extras = ("podMonitor", "dashboard", "networkPolicy", "podDisruptionBudget")
+    values |= {name: {"enabled": True} for name in extras}
+    release = render(values, {"benchmark": {"batchSize": 1}}, MANY, name="12")
+    for one in release.objects:
+        assert isinstance(one["metadata"]["name"], str)
+        assert one["metadata"]["labels"]["app.kubernetes.io/instance"] == "12"
+        if one["kind"] not in CUSTOM:
+            kubernetes_validate.validate(one, KUBERNETES[1], strict=True)
+    service = release.one("InferenceService")
+    assert round_trip(service, "V1beta1InferenceService") == service
+    assert all(isinstance(arg, str) for arg in release.container["args"])
+
+
+def test_optional_parts() -> None:
+    """They select what the others make, and every pod gets what is for all."""
+    release = render(EVERYTHING, MANY)
+    selected = {
+        "serving.kserve.io/inferenceservice": release.one("InferenceService")["metadata"]["name"]
+    }
+    assert release.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selected
+    assert release.one("PodMonitor")["spec"]["selector"]["matchLabels"] == selected
+    assert release.one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "user-port"
+    predictor = release.one("NetworkPolicy", "predictor")["spec"]
+    assert predictor["podSelector"]["matchLabels"] == selected
+    ports = {port["port"] for port in predictor["ingress"][0]["ports"]}
+    # The container's, and queue-proxy's: https://knative.dev/docs/serving/
+    assert ports == {8080, 8012, 8013, 8112, 8022, 9090, 9091}
+    assert predictor["ingress"][0]["from"] == [{"podSelector": {}}]
+    jobs = release.one("NetworkPolicy", "jobs")["spec"]
+    [components] = jobs["podSelector"]["matchExpressions"]
+    templates = [job["spec"]["template"]["metadata"] for job in release.all("Job")]
+    for metadata in (*templates, release.one("Pod")["metadata"]):
+        assert jobs["podSelector"]["matchLabels"].items() <= metadata["labels"].items()
+        assert metadata["labels"]["app.kubernetes.io/component"] in components["values"]
+    account = release.one("ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    for pod in release.pods():
+        assert pod["serviceAccountName"] == account["metadata"]["name"]
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert pod["enableServiceLinks"] is False
+    assert release.predictor["runtimeClassName"] == "nvidia"
+    [benchmark] = [job for job in release.all("Job") if "benchmark" in job["metadata"]["name"]]
+    assert benchmark["spec"]["template"]["spec"]["runtimeClassName"] == "nvidia"
+    for one in release.objects:
+        if one["metadata"]["name"] != "demo-extra":
+            assert one["metadata"]["labels"]["app.kubernetes.io/name"] == "gptj-isvc"
+            assert one["metadata"]["labels"]["team"] == (
+                "ops" if one["kind"] == "PodMonitor" else "nlp"
+            )
+    assert release.one("InferenceService")["metadata"]["annotations"]["example.com/a"] == "b"
+    standard = render(EVERYTHING, MANY, MODES["standard"])
+    assert (
+        standard.one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"]
+        == (standard.container["ports"][0]["name"])
+    )
 
 
 class TestNotes:
@@ -513,9 +671,18 @@ class TestNotes:
                 {"extraEnv": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "b"}}}]},
                 ["podspec-fieldref"],
             ),
-            ({"extraVolumes": [{"name": "a", "csi": {"driver": "d"}}]}, ["podspec-volumes-csi"]),
             (
-                {"extraVolumes": [{"name": "a", "hostPath": {"path": "/"}}]},
+                {
+                    "extraVolumes": [{"name": "a", "csi": {"driver": "d"}}],
+                    "extraVolumeMounts": [{"name": "a", "mountPath": "/a"}],
+                },
+                ["podspec-volumes-csi"],
+            ),
+            (
+                {
+                    "extraVolumes": [{"name": "a", "hostPath": {"path": "/"}}],
+                    "extraVolumeMounts": [{"name": "a", "mountPath": "/a"}],
+                },
                 ["podspec-volumes-hostpath"],
             ),
             ({"shm": "1Gi"}, []),
@@ -527,6 +694,12 @@ class TestNotes:
         assert named == [f"kubernetes.{flag}" for flag in flags]
         assert ("config-features" in notes) == bool(flags)
         assert "config-features" not in render(merged(values, MODES["standard"])).notes
+
+    def test_timeouts(self) -> None:
+        patch = '"revision-response-start-timeout-seconds":"500"'
+        assert patch in render({"timeoutSeconds": 500}).notes
+        assert patch not in render({"timeoutSeconds": 500}, MODES["standard"]).notes
+        assert "revision-response-start" not in render().notes
 
     def test_commands_name_what_is_made(self, releases: dict[str, Release]) -> None:
         for name, release in releases.items():

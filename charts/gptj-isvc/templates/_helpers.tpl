@@ -28,14 +28,15 @@ Labels that stay the same from one chart version to the next. Call: dict "root" 
 */}}
 {{- define "gptj.selectorLabels" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
-app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name | quote }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
+{{/* Those of .Values.labels besides, and "more" if given. Call as gptj.selectorLabels. */}}
 {{- define "gptj.labels" -}}
 {{ include "gptj.selectorLabels" . }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-{{- with omit .root.Values.labels "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/managed-by" }}
+{{- with omit (merge (dict) (.more | default dict) .root.Values.labels) "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/managed-by" }}
 {{ toYaml . }}
 {{- end }}
 {{- end }}
@@ -142,30 +143,43 @@ the last one stopped.
 {{- end }}
 
 {{/*
-Where pods may run: the same for all, because a volume that waits for its first consumer is made
-where the first pod lands.
+Where pods may run. Call: dict "root" . "visitor" BOOL.
+
+The same for all, because a volume that waits for its first consumer is made where the first pod
+lands. A visitor asks for no GPU, so it is given what comes with asking: clusters taint their GPU
+nodes and let in who asks, and without a label's value to look for it prefers nodes that have one.
 */}}
 {{- define "gptj.placement" -}}
-{{- with .Values.nodeSelector }}
+{{- $values := .root.Values -}}
+{{- $visitor := and .visitor (gt (int $values.gpu.count) 0) -}}
+{{- with $values.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with include "gptj.affinity" . }}
+{{- $affinity := include "gptj.affinity" .root | fromYaml -}}
+{{- if and $visitor (not $values.gpu.labelValues) -}}
+{{- $node := $affinity.nodeAffinity | default dict -}}
+{{- $key := "preferredDuringSchedulingIgnoredDuringExecution" -}}
+{{- $preference := dict "weight" 100 "preference" (dict "matchExpressions" (list (dict "key" $values.gpu.labelKey "operator" "Exists"))) -}}
+{{- $_ := set $node $key (append (index $node $key | default list) $preference) -}}
+{{- $_ := set $affinity "nodeAffinity" $node -}}
+{{- end -}}
+{{- with $affinity }}
 affinity:
-  {{- . | nindent 2 }}
+  {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.tolerations }}
+{{- with concat $values.tolerations (ternary (list (dict "key" $values.gpu.resource "operator" "Exists")) list $visitor) }}
 tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
 {{/* What all pods have besides. */}}
 {{- define "gptj.podCommon" -}}
-serviceAccountName: {{ include "gptj.serviceAccount" . }}
+serviceAccountName: {{ include "gptj.serviceAccount" . | quote }}
 # Variables of Services in the namespace could have names that the server takes for its own.
 enableServiceLinks: false
 {{- with .Values.imagePullSecrets }}
@@ -206,11 +220,11 @@ template:
     restartPolicy: Never
     automountServiceAccountToken: false
     {{- include "gptj.podCommon" .root | nindent 4 }}
-    {{- with include "gptj.placement" .root | trim }}
+    {{- with include "gptj.placement" (dict "root" .root "visitor" (not .gpu)) | trim }}
     {{- . | nindent 4 }}
     {{- end }}
     {{- if and .gpu $values.gpu.count $values.runtimeClassName }}
-    runtimeClassName: {{ $values.runtimeClassName }}
+    runtimeClassName: {{ $values.runtimeClassName | quote }}
     {{- end }}
     {{- with $values.podSecurityContext }}
     securityContext:
@@ -218,7 +232,7 @@ template:
     {{- end }}
     containers:
       - name: {{ .component }}
-        image: {{ include "gptj.image" .root }}
+        image: {{ include "gptj.image" .root | quote }}
         imagePullPolicy: {{ $values.image.pullPolicy }}
         args:
           {{- toYaml (fromJsonArray .args) | nindent 10 }}
@@ -236,7 +250,7 @@ template:
           - name: models
             mountPath: /mnt/models
             {{- with $values.cache.subPath }}
-            subPath: {{ . }}
+            subPath: {{ . | quote }}
             {{- end }}
           - name: tmp
             mountPath: /tmp
@@ -246,7 +260,7 @@ template:
     volumes:
       - name: models
         persistentVolumeClaim:
-          claimName: {{ include "gptj.claim" .root }}
+          claimName: {{ include "gptj.claim" .root | quote }}
       - name: tmp
         emptyDir: {}
       {{- with $values.extraVolumes }}
@@ -278,7 +292,7 @@ template:
 apiVersion: batch/v1
 kind: Job
 metadata:
-  name: {{ include "gptj.jobName" . }}
+  name: {{ include "gptj.jobName" . | quote }}
   labels:
     {{- include "gptj.labels" . | nindent 4 }}
 spec:
