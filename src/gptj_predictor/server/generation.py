@@ -153,24 +153,34 @@ class TextGenerator:
     def _start(
         self, prompt: TokenizedPrompt, params: SamplingParams, parameters: GenerationParameters
     ) -> _TextStream:
-        stream = _TextStream(Detokenizer(self._tokenizer, parameters.stop_strings))
+        stop = parameters.stop_strings
+        stream = _TextStream(Detokenizer(self._tokenizer, stop), may_stop=bool(stop))
         stream.handle = self.engine.submit(prompt.token_ids, params, stream.put)
         return stream
 
 
 class _TextStream:
-    """One sequence's events, brought from the engine's thread to the event loop as text."""
+    """One sequence's events, brought from the engine's thread to the event loop as text.
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    The loop shares a processor with the engine's thread, so it is woken only for what may end the
+    text: for every token if there are stop strings, else for the last one.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, *, may_stop: bool) -> None:
         self.handle: Handle | None = None
         self._detokenizer = detokenizer
+        self._may_stop = may_stop
         self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._waiting: list[Event] = []  # the engine's thread alone uses it
+        self._batches: asyncio.Queue[list[Event]] = asyncio.Queue()
         self._ended = False
 
     def put(self, event: Event) -> None:
         """Take an event; called in the engine's thread."""
-        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._waiting.append(event)
+        if self._may_stop or event.finish_reason is not None:
+            batch, self._waiting = self._waiting, []
+            self._loop.call_soon_threadsafe(self._batches.put_nowait, batch)
 
     def cancel(self) -> None:
         """Stop the sequence if it still runs."""
@@ -181,11 +191,11 @@ class _TextStream:
         """Wait for the end, or for a stop string, and return the text."""
         parts = []
         while not self._ended and not self._detokenizer.stopped:
-            event = await self._events.get()
-            self._ended = event.finish_reason is not None
-            if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-                raise GenerationFailedError(event.error or event.finish_reason)
-            if event.token_id is not None:
-                parts.append(self._detokenizer.add(event.token_id))
+            for event in await self._batches.get():
+                self._ended = event.finish_reason is not None
+                if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
+                    raise GenerationFailedError(event.error or event.finish_reason)
+                if event.token_id is not None:
+                    parts.append(self._detokenizer.add(event.token_id))
         parts.append(self._detokenizer.finish())
         return "".join(parts)
