@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8080
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -15,10 +16,10 @@ serve: $(VENV)/.serve ## Serve the bundled demo snapshot on port 8080 (PORT=...)
 	$(BIN)/gptj-predictor serve --http_port $(PORT)
 
 test: lint ## Run the linters, the type checker and the whole test suite
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-all: lint ## The same with the large counts
-	$(BIN)/pytest --large
+	$(PYTEST) --large
 
 lint: $(VENV)/.dev ## Check style, formatting and types
 	$(BIN)/ruff check .

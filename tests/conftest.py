@@ -9,6 +9,9 @@ from typing import Any
 # imported, and torch may import it.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# The models here are too small to share between threads, and tests share the cores. Read when torch
+# is imported, for all threads of the process.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
@@ -87,4 +90,4 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture(autouse=True, scope="session")
 def _torch() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # the models here are too small to share between threads
+    torch.set_num_threads(1)
