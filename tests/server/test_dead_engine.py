@@ -1,0 +1,61 @@
+"""When the engine has died, liveness fails, so that the container is restarted; nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import httpx
+import pytest
+from kserve.model_repository import ModelRepository
+
+from gptj_predictor.assembly import Assembly
+from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.server.app import ClosedRepository, PredictorDataPlane, create_app
+from gptj_predictor.server.generation import TextGenerator
+from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.settings import GenerationParameters, Limits, ServerSettings
+from tests.server.test_process import LIVE_PATHS, READY_PATHS
+from tests.support.servers import NAME
+
+
+def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    assembly = Assembly.prepare(DEMO_SNAPSHOT, ServerSettings(threads=1, kv_cache_gib=0.1))
+    engine = assembly.start_engine()
+    predictor = GPTJPredictor(
+        NAME,
+        defaults=GenerationParameters(),
+        limits=Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=10**6),
+        load=lambda: TextGenerator(engine, assembly.tokenizer),
+    )
+    repository = ModelRepository()
+    repository.update(predictor)
+    plane = PredictorDataPlane(repository, predictor)
+    app = create_app(plane, ClosedRepository(repository), predictor, docs=False)
+
+    async def statuses(client: httpx.AsyncClient, paths: tuple[str, ...]) -> set[int]:
+        return {(await client.get(path)).status_code for path in paths}
+
+    def plan() -> None:
+        raise AssertionError("a bug in the scheduler")
+
+    async def run() -> None:
+        await predictor.start_engine()
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert await statuses(client, LIVE_PATHS + READY_PATHS) == {200}
+            engine.scheduler.plan = plan  # type: ignore[assignment, method-assign]
+            body = {"instances": ["a", "b"]}
+            async with asyncio.timeout(30):
+                answer = await client.post(f"/v1/models/{NAME}:predict", json=body)
+            assert answer.status_code in {500, 503}
+            assert "scheduler" not in answer.text
+            async with asyncio.timeout(30):
+                while engine.alive:
+                    await asyncio.sleep(0.01)
+            assert await statuses(client, LIVE_PATHS + READY_PATHS) == {503}
+            answer = await client.post(f"/v1/models/{NAME}:predict", json=body)
+            assert answer.status_code == 503
+
+    asyncio.run(run())
