@@ -30,7 +30,6 @@ MAY_USE = {
         "assembly",
         "demo",
         "engine",
-        "host",
         "settings",
         "snapshot",
         "tokenizer",

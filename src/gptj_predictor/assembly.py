@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 CPU_CACHE_SHARE = 0.25
 CPU_CACHE_LIMIT = 4 * 2**30
 
+#: Weights that are worth a CPU thread, which reads so much in about a millisecond. With less the
+#: threads wait for each other longer than they compute, the more so beside other programs: a step
+#: of the demo took 1.7 ms on one thread or two, and beside one busy program 1.7 or 11.
+THREAD_BYTES = 16 * 2**20
+
 #: Prompt tokens in one step by default. On a GPU 2,048 tokens fill its arithmetic units; on a CPU
 #: fewer already do, and a step takes longer.
 GPU_PREFILL_TOKENS = 2048
@@ -82,13 +87,19 @@ class Assembly:
         )
         return cls(folder, tokenizer, placement, choice.dtype, settings)
 
+    @property
+    def threads(self) -> int:
+        """CPU threads that compute."""
+        useful = self.folder.parameters * self.dtype.itemsize // THREAD_BYTES
+        return self.settings.threads or max(1, min(usable_cpus(), useful))
+
     def start_engine(self) -> Engine:
         """Load the weights, make room for the KV cache and start the engine's thread.
 
         Raises:
             SnapshotError: a file broke since it was looked at.
         """
-        torch.set_num_threads(self.settings.threads or usable_cpus())
+        torch.set_num_threads(self.threads)
         started = time.perf_counter()
         network = load_network(
             self.folder,

@@ -203,7 +203,10 @@ class ServerSettings(BaseModel):
         "or several with commas, used in their order.",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads. Default: what the container's CPU limit allows."
+        None,
+        ge=1,
+        description="CPU threads. Default: what the container's CPU limit allows, or fewer for a "
+        "small model.",
     )
     max_batch_size: int = Field(
         256, ge=1, description="Sequences that are decoded together; more wait their turn."

@@ -120,7 +120,7 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
         else ("Seconds per response; GPT-J-6B's published ones are left out")
     )
     _finish(axes, title, "tokens in the response, prompt included", "seconds")
-    _ticks_of_tokens(axes, results)
+    _ticks_of_tokens(axes, max(point[0] for point, *_ in labels) if labels else 0)
     _label(axes, labels)
 
 
@@ -156,7 +156,7 @@ def _draw_rates(axes: Axes, results: Results) -> None:
         labels.append((max(limits), "limit by\nbandwidth", TEXT))
     axes.set_ylim(bottom=0)
     _finish(axes, "New tokens per second", "tokens in the response, prompt included", "tokens/s")
-    _ticks_of_tokens(axes, results)
+    _ticks_of_tokens(axes, max(results.settings.lengths))
     _label(axes, labels)
 
 
@@ -181,8 +181,7 @@ def _finish(axes: Axes, title: str, x: str, y: str) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda *_: ""))
 
 
-def _ticks_of_tokens(axes: Axes, results: Results) -> None:
-    longest = max(results.settings.lengths)
+def _ticks_of_tokens(axes: Axes, longest: int) -> None:
     if longest >= 1024:
         axes.set_xticks(range(0, longest + 1, 512 if longest > 1536 else 256))
     axes.set_xlim(left=0)

@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from math import prod
 from pathlib import Path
 
 from gptj_predictor.assembly import Assembly
@@ -20,7 +19,6 @@ from gptj_predictor.benchmark.sweep import Sweep, run_sweep, say
 from gptj_predictor.benchmark.targets import EngineTarget, HttpTarget, Sampling, Target
 from gptj_predictor.benchmark.text import Prompts
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.host import usable_cpus
 from gptj_predictor.settings import BenchmarkSettings, ServerSettings
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.tokenizer import Tokenizer
@@ -95,7 +93,7 @@ def _in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path)
         update={"max_batch_size": max(settings.max_batch_size, plan.batch_size)}
     )
     assembly = Assembly.prepare(folder, settings)
-    threads = settings.threads or usable_cpus()
+    threads = assembly.threads
     devices = assembly.placement.devices
     run = _describe_run(assembly.folder).model_copy(
         update={
@@ -143,7 +141,7 @@ def _describe_run(snapshot: SnapshotFolder) -> Run:
         path="in process",
         model=model if manifest is None else manifest.model_id,
         commit=None if manifest is None else manifest.commit,
-        parameters=sum(prod(tensor.shape) for tensor in snapshot.tensors.values()),
+        parameters=snapshot.parameters,
         first_token="event",  # noqa: S106 - not that kind of token
         versions=machine.versions(),
         started=machine.utc_now(),

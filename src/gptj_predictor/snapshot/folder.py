@@ -8,6 +8,7 @@ the folder has a manifest, the small files and the sizes of the large ones are c
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -88,6 +89,11 @@ class SnapshotFolder:
             return cls(path, config, _read_headers(path), manifest)
         except SnapshotError as error:
             raise with_repair(error, path) from error
+
+    @property
+    def parameters(self) -> int:
+        """Number of values in all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
 
     @property
     def dtype(self) -> torch.dtype:
