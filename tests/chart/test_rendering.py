@@ -551,6 +551,26 @@ class TestJobs:
         same = render(base, {"scaling": {"maxReplicas": 1}, "timeoutSeconds": 60}).all("Job")
         assert [job["metadata"]["name"] for job in same] == names
 
+    def test_benchmarks_of_different_machines_are_kept_apart(self) -> None:
+        base: Values = {"benchmark": {"batchSize": 2, "only": True}}
+
+        def output(*values: Values) -> str:
+            [container] = render(base, *values).one("Job", "benchmark")["spec"]["template"]["spec"][
+                "containers"
+            ]
+            assert container["args"][-1] == "--resume"
+            return str(container["args"][-2])
+
+        assert output() == output({"timeoutSeconds": 60}, {"download": {"ttl": 5}})
+        others = [
+            output({"gpu": {"labelValues": ["A40"]}}),
+            output({"gpu": {"labelValues": ["A100"]}}),
+            output({"benchmark": {"resources": {"limits": {"cpu": "16"}}}}),
+            output({"image": {"tag": "2"}}),
+            output({"model": {"revision": "v2"}}),
+        ]
+        assert len({output(), *others}) == 6
+
     def test_time_to_live_and_tries(self) -> None:
         settings = {"ttl": 60, "backoffLimit": 3}
         release = render(

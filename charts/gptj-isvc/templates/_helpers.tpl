@@ -107,13 +107,14 @@ Turing cards are asked for, which compute in fp16, that would lose precision twi
 {{- end }}
 
 {{/*
-A folder of its own for each set of settings, so that a Job's next pod, and only that, goes on where
-the last one stopped.
+A folder of its own for each set of settings and of machines, so that a Job's next pod, and only that,
+goes on where the last one stopped.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (toString .Values.benchmark.batchSize) "--warmup-rounds" (toString .Values.benchmark.warmupRounds) -}}
 {{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
-{{- $run := printf "%s %s" (include "gptj.image" .) (toJson $args) | sha256sum | trunc 8 -}}
+{{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
+{{- $run := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
 {{- concat $args (list "--output" (printf "/mnt/models/benchmarks/%s-%s" (include "gptj.name" .) $run) "--resume") | toJson -}}
 {{- end }}
 
