@@ -90,4 +90,3 @@ def server() -> Iterator[RunningServer]:
 @pytest.fixture(autouse=True, scope="session")
 def _torch() -> None:
     torch.manual_seed(0)
-    torch.set_num_threads(1)

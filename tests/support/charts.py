@@ -51,12 +51,10 @@ class Release:
     Attributes:
         objects: Hooks included.
         notes: What is printed.
-        text: All of it as Helm printed it, templates in order.
     """
 
     objects: list[Object]
     notes: str
-    text: str
 
     def all(self, kind: str) -> list[Object]:
         """All objects of a kind."""
@@ -98,13 +96,8 @@ def render(*values: Values, name: str = "demo", namespace: str = "ml") -> Releas
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(merged(*values), name=name, namespace=namespace)
     notes = files.pop(f"{CHART.name}/templates/NOTES.txt")
-    text = "".join(
-        f"---\n# Source: {file}\n{content.strip()}\n"
-        for file, content in sorted(files.items())
-        if content.strip()
-    )
-    objects = [one for one in yaml.safe_load_all(text) if one]
-    return Release(objects, notes, text)
+    objects = [one for file in files.values() for one in yaml.safe_load_all(file) if one]
+    return Release(objects, notes)
 
 
 def round_trip(data: Any, kind: str) -> Any:
