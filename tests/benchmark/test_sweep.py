@@ -214,7 +214,7 @@ class TestHttp:
         return f"http://127.0.0.1:{server.port}"
 
     def test_the_same_sweep_through_a_server(self, tmp_path: Path, server: RunningServer) -> None:
-        sweep = ["--batch-size", "2", "--min-tokens", "12", "--max-tokens", "18", "--step", "6"]
+        sweep = ["--batch-size", "2", "--min-tokens", "40", "--max-tokens", "46", "--step", "6"]
         sweep += ["--warmup-rounds", "0"]
         assert benchmark(tmp_path, *sweep, "--url", self.url(server)) == 0
         assert {file.name for file in tmp_path.iterdir()} == FILES
