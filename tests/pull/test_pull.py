@@ -498,7 +498,7 @@ class TestVolumes:
         """Pull in a process of its own that sees a volume mounted; its last line."""
         volume.mkdir()
         program = (
-            "import sys; from gptj_predictor.snapshot import pull;"
+            "import sys; from gptj_predictor.pull import pull;"
             f"pull.SPARE_BYTES = {spare}; from gptj_predictor.cli import main;"
             "sys.exit(main(sys.argv[1:]))"
         )
