@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import find_devices, free_bytes, place
@@ -79,7 +80,7 @@ class LaunchPlan:
         logger.info(
             "serving %s in %s (%s) on %s",
             path,
-            str(choice.dtype).removeprefix("torch."),
+            dtype_name(choice.dtype),
             choice.reason,
             "; ".join(
                 f"{device} ({description.name}, {placement.layers.count(device)} layers)"
