@@ -63,6 +63,11 @@ class Server:
         self._stack.close()
 
     @property
+    def age(self) -> float:
+        """Seconds since the process was started."""
+        return time.perf_counter() - self.started
+
+    @property
     def log(self) -> str:
         """What it has printed so far."""
         return self._log.read_text()

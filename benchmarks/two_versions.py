@@ -12,8 +12,9 @@ The table has, for each batch size, the median time per token of A and of B (the
 response over its new tokens: the prompt's time and HTTP are included), and the median of the pairs'
 ratios B/A with its 95 % confidence interval (bootstrap). The exit code is 1 if the upper end of an
 interval is above ``--max-ratio``, or if texts differ. Run A against itself to see the noise of the
-machine. In 16 bit two tokens can have equal logits, and then texts may differ from one run of the
-same code to the next: ``--texts-may-differ`` only counts them.
+machine. The prompts of one request may begin in one step or in two, which can round differently. In
+16 bit two tokens can have nearly equal logits, and then the same code may answer with other texts
+at the next run: ``--texts-may-differ`` only counts them.
 
 Needs scipy, which the extra [dev] has.
 """
