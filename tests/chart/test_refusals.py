@@ -73,7 +73,7 @@ COMBINATIONS: list[tuple[Values, str]] = [
                 }
             },
         ),
-        "scaleMetric cpu: with autoscalerClass keda say it in scaling.autoScaling",
+        "scaleMetric cpu: with autoscalerClass keda, set the metrics in scaling.autoScaling",
     ),
     (merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}), "memory needs scaling.scaleTarget"),
     (merged(STANDARD, {"scaling": {"scaleTarget": 101}}), "scaleTarget 101: percent"),
