@@ -91,10 +91,10 @@ def _comment(lines: list[str], line: int) -> str | None:
 
 
 def renderings() -> dict[Path, str]:
-    """What each install under ``ci/`` renders to, and what it prints."""
+    """What each file of ``examples/`` renders to, and the notes that Helm prints."""
     found = {}
     with helm_python.Chart.load(CHART) as chart:
-        for file in sorted(CHART.glob("ci/*-values.yaml")):
+        for file in sorted(CHART.glob("examples/*.yaml")):
             values = yaml.safe_load(file.read_text())
             manifests = chart.render(values, name="gptj", namespace="ml")
             text = "".join(
@@ -103,9 +103,8 @@ def renderings() -> dict[Path, str]:
                 if content.strip() and not name.endswith("NOTES.txt")
             )
             notes = manifests[f"{CHART.name}/templates/NOTES.txt"].strip()
-            stem = file.name.removesuffix("-values.yaml")
-            found[GOLDEN / f"{stem}.yaml"] = text
-            found[GOLDEN / f"{stem}-notes.txt"] = f"{notes}\n"
+            found[GOLDEN / file.name] = text
+            found[GOLDEN / f"{file.stem}-notes.txt"] = f"{notes}\n"
     return found
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from gptj_predictor.cli import build_parser, read_settings
 from tests.chart.test_rendering import MATRIX
-from tests.support.charts import Object, Release, Values, install_values, render
+from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
 from tests.support.servers import NAME, RunningServer, environment, free_port
@@ -72,7 +72,7 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
     flags = ["--min-tokens", "20", "--max-tokens", "24", "--step", "4", "--rounds", "1"]
     values["benchmark"] = {"batchSize": 2, "extraArgs": flags}
     values["allow"] = {"sharedReadWriteOnce": True}
-    release = render(install_values("one-gpu"), values)
+    release = render(example_values("one-gpu"), values)
     container, pull = release.container, job_container(release, "pull")
     cache = str(tmp_path / "cache")
     (tmp_path / "cache").mkdir()

@@ -13,10 +13,10 @@ from gptj_predictor import __version__
 from gptj_predictor.settings import MOUNTED_MODEL, ServerSettings, wire_name
 from tests.support.charts import (
     CHART,
-    INSTALLS,
+    EXAMPLES,
     Release,
     Values,
-    install_values,
+    example_values,
     merged,
     nested,
     render,
@@ -147,7 +147,7 @@ MATRIX = {
         )
     )
 }
-MATRIX |= {f"install {name}": install_values(name) for name in INSTALLS}
+MATRIX |= {f"example {name}": example_values(name) for name in EXAMPLES}
 MATRIX |= {f"everything, {name}": merged(EVERYTHING, mode) for name, mode in MODES.items()}
 
 
@@ -156,10 +156,10 @@ def releases() -> dict[str, Release]:
     return {name: render(values) for name, values in MATRIX.items()}
 
 
-@pytest.mark.parametrize("install", [*INSTALLS, None])
-def test_lint(install: str | None) -> None:
+@pytest.mark.parametrize("example", [*EXAMPLES, None])
+def test_lint(example: str | None) -> None:
     report = helm_python.lint(
-        CHART, install_values(install) if install else None, strict=True, namespace="ml"
+        CHART, example_values(example) if example else None, strict=True, namespace="ml"
     )
     assert report["total_charts_linted"] == 1
     assert report["errors"] == []
@@ -218,7 +218,7 @@ def test_api_versions(releases: dict[str, Release]) -> None:
 def test_what_is_made(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         only, benchmark = ", only" in name, "none, " not in name
-        if name.startswith(("install", "everything")):
+        if name.startswith(("example", "everything")):
             continue
         assert release.has("InferenceService") != only, name
         assert release.has("Pod", "-test") != only, name

@@ -14,16 +14,16 @@ import yaml
 
 CHART = Path(__file__).parents[2] / "charts" / "gptj-isvc"
 
-#: Values files of the installs that the README shows.
-INSTALLS = sorted(path.name.removesuffix("-values.yaml") for path in CHART.glob("ci/*-values.yaml"))
+#: Names of the values files in the chart's ``examples/``.
+EXAMPLES = sorted(path.stem for path in CHART.glob("examples/*.yaml"))
 
 Values = dict[str, Any]
 Object = dict[str, Any]
 
 
-def install_values(name: str) -> Values:
-    """The values of one of :data:`INSTALLS`."""
-    return dict(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
+def example_values(name: str) -> Values:
+    """The values of one of :data:`EXAMPLES`."""
+    return dict(yaml.safe_load((CHART / "examples" / f"{name}.yaml").read_text()))
 
 
 def nested(path: str, value: object) -> Values:
