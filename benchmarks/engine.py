@@ -603,7 +603,7 @@ class Bench:
             ours_there.close()
 
     def engine_config(
-        self, load: Load, *, page_size: int = PAGE_SIZE, prefix_reuse: bool = True
+        self, load: Load, *, page_size: int = PAGE_SIZE, enable_prefix_caching: bool = True
     ) -> EngineConfig:
         """Room for a load, and a page more for each sequence."""
         pages = load.batch * (-(-(load.prompt + load.new) // page_size) + 1) + 2
@@ -614,7 +614,7 @@ class Bench:
             max_prefill_tokens=self.arguments.max_prefill_tokens,
             page_size=page_size,
             kv_cache_bytes={self.device: size},
-            prefix_reuse=prefix_reuse,
+            enable_prefix_caching=enable_prefix_caching,
         )
 
     @contextlib.contextmanager
@@ -624,10 +624,12 @@ class Bench:
         *,
         name: str = "ours",
         page_size: int = PAGE_SIZE,
-        prefix_reuse: bool = True,
+        enable_prefix_caching: bool = True,
     ) -> Iterator[Ours]:
         """Our engine with room for a load."""
-        config = self.engine_config(load, page_size=page_size, prefix_reuse=prefix_reuse)
+        config = self.engine_config(
+            load, page_size=page_size, enable_prefix_caching=enable_prefix_caching
+        )
         engine = Engine(self.network, config)
         ours = Ours(engine, name, self.step_bytes)
         try:
@@ -917,8 +919,8 @@ def unshared(bench: Bench, prompt: int, new: int, pairs: int) -> None:
     load = Load(4, prompt, new)
     runs: dict[str, list[Run]] = {"on": [], "off": []}
     with (
-        bench.engine(load, name="reuse on", prefix_reuse=True) as on,
-        bench.engine(load, name="reuse off", prefix_reuse=False) as off,
+        bench.engine(load, name="reuse on", enable_prefix_caching=True) as on,
+        bench.engine(load, name="reuse off", enable_prefix_caching=False) as off,
     ):
         peers = {"on": on, "off": off}
         for number in range(-2, pairs):

@@ -15,8 +15,8 @@ import time
 
 from tests.support.servers import RunningServer
 
-from gptj_predictor.benchmark.targets import HttpTarget, Sampling
-from gptj_predictor.benchmark.text import Prompts
+from gptj_predictor.bench.targets import HttpTarget, Sampling
+from gptj_predictor.bench.text import Prompts
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.tokenizer import Tokenizer
 

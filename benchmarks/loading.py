@@ -30,7 +30,7 @@ LOAD = """
 import json, sys, time
 from pathlib import Path
 import torch
-from gptj_predictor.host import usable_cpus
+from gptj_predictor.devices.host import usable_cpus
 from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.network import Placement
 from gptj_predictor.snapshot.folder import SnapshotFolder

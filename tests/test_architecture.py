@@ -13,57 +13,42 @@ PACKAGE = Path(gptj_predictor.__file__).parent
 NAME = "gptj_predictor"
 
 #: For each room, the rooms it may use. A room is a folder, or a module at the top.
-MAY_USE = {
+MAY_USE: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
-    "assembly": {
-        "engine",
-        "host",
-        "model",
-        "placement",
-        "precision",
-        "settings",
-        "snapshot",
-        "tokenizer",
-    },
-    "benchmark": {
-        "assembly",
-        "demo",
-        "engine",
-        "settings",
-        "snapshot",
-        "tokenizer",
-    },
+    "bench": {"demo", "engine", "launch", "settings", "snapshot", "tokenizer"},
     "cli": {
         "",
-        "assembly",
-        "benchmark",
+        "bench",
         "demo",
+        "devices",
         "engine",
-        "placement",
-        "precision",
+        "launch",
+        "pull",
         "server",
         "settings",
         "snapshot",
         "tokenizer",
     },
+    "common": set(),
     "demo": set(),
+    "devices": {"model"},
     "engine": {"model"},
-    "host": set(),
+    "launch": {"devices", "engine", "model", "settings", "snapshot", "tokenizer"},
     "model": set(),
-    "placement": {"host", "model"},
-    "precision": set(),
+    "pull": {"common", "devices", "model", "settings", "snapshot"},
     "server": {"", "engine", "settings", "tokenizer"},
-    "settings": {"precision"},
-    "snapshot": {"model", "precision", "settings"},
+    "settings": {"devices"},
+    "snapshot": {"common", "model", "settings"},
     "tokenizer": set(),
 }
 
 #: Third-party packages that a room does without.
 MUST_NOT_USE = {
-    "benchmark": {"fastapi", "kserve", "starlette", "uvicorn"},
+    "bench": {"fastapi", "kserve", "starlette", "uvicorn"},
     "engine": {"accelerate", "fastapi", "kserve", "pydantic", "starlette", "uvicorn"},
     "model": {"accelerate", "fastapi", "kserve", "pydantic", "starlette", "uvicorn"},
+    "pull": {"fastapi", "kserve", "pydantic"},
     "server": {"accelerate", "safetensors", "torch", "transformers"},
     "snapshot": {"fastapi", "kserve", "pydantic"},
 }

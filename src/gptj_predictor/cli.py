@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from gptj_predictor import __version__
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.precision import Precision
+from gptj_predictor.devices.precision import Precision
 from gptj_predictor.settings import (
     DEFAULT_MODEL_ID,
     MOUNTED_MODEL,
@@ -220,7 +220,7 @@ def _ratio(text: str) -> float:
 
 def _snapshot_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     # These take seconds to import; --help need not wait for them.
-    from gptj_predictor.snapshot import commands
+    from gptj_predictor.pull import commands
     from gptj_predictor.snapshot.errors import SnapshotError
 
     try:
@@ -332,16 +332,16 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     with _start_errors():
         folder = _model_folder(settings)
     # All these take seconds to import; whoever waits for a snapshot need not wait for them first.
-    from gptj_predictor.assembly import Assembly
+    from gptj_predictor.launch import LaunchPlan
     from gptj_predictor.server.app import PredictorServer
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
 
     with _start_errors():
-        assembly = Assembly.prepare(folder, settings)
+        plan = LaunchPlan.prepare(folder, settings)
         limits = Limits(
-            context=assembly.folder.config.n_positions,
-            vocabulary=assembly.folder.config.vocab_size,
+            context=plan.folder.config.n_positions,
+            vocabulary=plan.folder.config.vocab_size,
             max_instances=settings.max_instances,
             max_body_bytes=settings.max_body_bytes,
         )
@@ -349,7 +349,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             name or wire_name(settings.model_id),
             defaults=_fit_defaults(defaults, limits),
             limits=limits,
-            load=lambda: TextGenerator(assembly.start_engine(), assembly.tokenizer),
+            load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
         server = PredictorServer(
             predictor, flags, receive_timeout_seconds=settings.receive_timeout_seconds
@@ -369,21 +369,21 @@ def benchmark(flags: argparse.Namespace, environment: Mapping[str, str]) -> None
     settings = _validated(ServerSettings, _read_given(flags, environment))
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    from gptj_predictor.benchmark.commands import check_reference
-    from gptj_predictor.benchmark.results import read_earlier
+    from gptj_predictor.bench.commands import check_reference
+    from gptj_predictor.bench.results import read_earlier
 
     with _start_errors():
         check_reference(plan.reference)
         earlier = read_earlier(plan.output, resume=flags.resume)
         folder = _model_folder(settings)
-    from gptj_predictor.benchmark.run import run_benchmark  # takes seconds
+    from gptj_predictor.bench.run import run_benchmark  # takes seconds
 
     with _start_errors():
         run_benchmark(plan, settings, folder, earlier)
 
 
 def _benchmark_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
-    from gptj_predictor.benchmark import commands
+    from gptj_predictor.bench import commands
 
     with _start_errors():
         getattr(commands, flags.command)(flags)
@@ -392,7 +392,7 @@ def _benchmark_command(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
 @contextlib.contextmanager
 def _start_errors() -> Iterator[None]:
     """Give what can be wrong with settings, devices and snapshots its exit code."""
-    from gptj_predictor.benchmark.errors import PlanError
+    from gptj_predictor.bench.errors import PlanError
     from gptj_predictor.snapshot.errors import SnapshotError
 
     try:
@@ -406,8 +406,8 @@ def _start_errors() -> Iterator[None]:
         raise SettingsError(str(error)) from error
     except ValueError as error:
         # These take seconds to import, where that has not happened yet.
-        from gptj_predictor.placement import DeviceError
-        from gptj_predictor.precision import PrecisionError
+        from gptj_predictor.devices.placement import DeviceError
+        from gptj_predictor.devices.precision import PrecisionError
         from gptj_predictor.tokenizer import TokenizerError
 
         if isinstance(error, DeviceError | PrecisionError):

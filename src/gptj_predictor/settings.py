@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from gptj_predictor.precision import Precision
+from gptj_predictor.devices.precision import Precision
 
 #: Where KServe mounts the volume that ``storageUri`` names.
 MOUNTED_MODEL = Path("/mnt/models")
@@ -227,7 +227,7 @@ class ServerSettings(BaseModel):
         description="Size of the KV cache on each device in GiB instead. Default on a CPU: a "
         "quarter of the free memory, at most 4.",
     )
-    prefix_reuse: bool = Field(
+    enable_prefix_caching: bool = Field(
         True, description="Keep and share the cache of prompts that begin alike."
     )
     cuda_graphs: bool = Field(True, description="Replay decoding from CUDA graphs on a GPU.")

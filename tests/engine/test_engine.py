@@ -14,7 +14,7 @@ from gptj_predictor.engine.request import (
     RequestRefusedError,
     SamplingParams,
 )
-from gptj_predictor.model.kv_cache import StepInputs
+from gptj_predictor.model.step_inputs import StepInputs
 from tests.support.engines import GREEDY, RunningEngine
 from tests.support.reference import ReferenceModel
 

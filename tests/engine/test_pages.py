@@ -4,18 +4,18 @@ import random
 
 import pytest
 
-from gptj_predictor.engine.pages import BlockTable, PagePool
+from gptj_predictor.engine.pages import PageAllocator, PageTable
 from gptj_predictor.model.kv_cache import NULL_PAGE
 from tests.support.engines import check_pool
 
 SIZE = 4
 
 
-def table(pages: int = 64) -> BlockTable:
-    return BlockTable(SIZE, pages)
+def table(pages: int = 64) -> PageTable:
+    return PageTable(SIZE, pages)
 
 
-def filled(pool: PagePool, token_ids: list[int], most: int = 0) -> BlockTable:
+def filled(pool: PageAllocator, token_ids: list[int], most: int = 0) -> PageTable:
     """A table whose pages hold these tokens, known to the tree."""
     one = table()
     pool.find_prefix(token_ids, one)
@@ -25,9 +25,9 @@ def filled(pool: PagePool, token_ids: list[int], most: int = 0) -> BlockTable:
 
 
 def test_random_use_never_hands_out_twice() -> None:
-    pool = PagePool(40, SIZE)
+    pool = PageAllocator(40, SIZE)
     draw = random.Random(1)
-    held: list[BlockTable] = []
+    held: list[PageTable] = []
     for _ in range(3000):
         if draw.random() < 0.5:
             # Few different tokens, so that many prefixes are shared.
@@ -53,7 +53,7 @@ def test_random_use_never_hands_out_twice() -> None:
 
 
 def test_no_overcommitment() -> None:
-    pool = PagePool(4, SIZE)
+    pool = PageAllocator(4, SIZE)
     assert pool.tokens == 12
     first, second = table(), table()
     assert pool.extend(first, 8, 8)
@@ -66,7 +66,7 @@ def test_no_overcommitment() -> None:
 
 
 def test_pages_are_not_taken_back_twice() -> None:
-    pool = PagePool(4, SIZE)
+    pool = PageAllocator(4, SIZE)
     one = table()
     assert pool.extend(one, 8, 8)
     pages = list(one.pages)
@@ -78,12 +78,12 @@ def test_pages_are_not_taken_back_twice() -> None:
 
 @pytest.mark.parametrize(("tokens", "pages"), [(1, 1), (16, 1), (17, 2), (2048, 128)])
 def test_pages_for(tokens: int, pages: int) -> None:
-    assert PagePool(4, page_size=16).pages_for(tokens) == pages
+    assert PageAllocator(4, page_size=16).pages_for(tokens) == pages
 
 
 def test_a_sequence_lies_in_one_piece_beside_others() -> None:
     """Growing in turns, each where it has room for its greatest length."""
-    pool = PagePool(41, SIZE)
+    pool = PageAllocator(41, SIZE)
     tables = [table() for _ in range(4)]
     for tokens in range(1, 41):
         for one in tables:
@@ -94,7 +94,7 @@ def test_a_sequence_lies_in_one_piece_beside_others() -> None:
 
 
 def test_room_kept_for_one_is_given_to_another_in_need() -> None:
-    pool = PagePool(11, SIZE)
+    pool = PageAllocator(11, SIZE)
     modest, large = table(), table()
     assert pool.extend(modest, 4, 40)  # one page now, all ten wished for
     assert pool.extend(large, 36, 36)
@@ -106,7 +106,7 @@ def test_room_kept_for_one_is_given_to_another_in_need() -> None:
 
 
 def test_prefixes_are_shared_page_by_page() -> None:
-    pool = PagePool(40, SIZE)
+    pool = PageAllocator(40, SIZE)
     tokens = list(range(100, 119))  # four full pages and three tokens
     first = filled(pool, tokens)
     second = table()
@@ -126,7 +126,7 @@ def test_prefixes_are_shared_page_by_page() -> None:
 
 
 def test_the_last_token_is_always_left_to_compute() -> None:
-    pool = PagePool(40, SIZE)
+    pool = PageAllocator(40, SIZE)
     tokens = list(range(8))
     filled(pool, tokens)
     assert pool.find_prefix(tokens, table()) == 4
@@ -134,14 +134,14 @@ def test_the_last_token_is_always_left_to_compute() -> None:
 
 
 def test_the_same_page_after_another_prefix_is_another_page() -> None:
-    pool = PagePool(40, SIZE)
+    pool = PageAllocator(40, SIZE)
     filled(pool, [1, 1, 1, 1, 7, 7, 7, 7])
     assert pool.find_prefix([2, 2, 2, 2, 7, 7, 7, 7, 0], table()) == 0
     assert pool.find_prefix([7, 7, 7, 7, 0], table()) == 0
 
 
 def test_least_recently_used_goes_first_and_from_the_end() -> None:
-    pool = PagePool(9, SIZE)  # eight pages
+    pool = PageAllocator(9, SIZE)  # eight pages
     old, new = [list(range(start, start + 16)) for start in (0, 100)]
     tables = [filled(pool, tokens) for tokens in (old, new)]
     for one in tables:
@@ -156,7 +156,7 @@ def test_least_recently_used_goes_first_and_from_the_end() -> None:
 
 
 def test_forgetting_everything() -> None:
-    pool = PagePool(9, SIZE)
+    pool = PageAllocator(9, SIZE)
     tokens = list(range(16))
     kept = filled(pool, tokens)
     pool.release(filled(pool, list(range(50, 62))))
@@ -168,6 +168,6 @@ def test_forgetting_everything() -> None:
 
 
 def test_reuse_turned_off() -> None:
-    pool = PagePool(9, SIZE, reuse=False)
+    pool = PageAllocator(9, SIZE, reuse=False)
     pool.release(filled(pool, list(range(16))))
     assert pool.find_prefix(list(range(17)), table()) == 0

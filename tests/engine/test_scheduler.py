@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gptj_predictor.engine.pages import PagePool
+from gptj_predictor.engine.pages import PageAllocator
 from gptj_predictor.engine.request import RequestRefusedError
 from gptj_predictor.engine.scheduler import Scheduler
 from gptj_predictor.engine.sequence import Row, Sequence
@@ -17,7 +17,7 @@ SIZE = 4
 
 
 def scheduler(*, pages: int = 201, batch: int = 8, budget: int = 32) -> Scheduler:
-    pool = PagePool(pages, SIZE)
+    pool = PageAllocator(pages, SIZE)
     return Scheduler(pool, max_batch_size=batch, max_prefill_tokens=budget, context=256)
 
 

@@ -57,7 +57,7 @@ def expected(reference: ReferenceModel, index: int) -> list[int]:
     prompt, params = requests(reference)[index]
     if params.greedy:
         return reference.greedy(list(prompt), params)
-    with RunningEngine(reference.folder, prefix_reuse=False) as engine:
+    with RunningEngine(reference.folder, enable_prefix_caching=False) as engine:
         return engine.submit(list(prompt), params).result()[0]
 
 
@@ -136,7 +136,7 @@ SIZES = {
     "max_prefill_tokens": st.sampled_from([1, 3, 16, 50, 500]),
     "page_size": st.sampled_from([1, 3, 4, 16]),
     "kv_cache_bytes": st.integers(90_000, 400_000),
-    "prefix_reuse": st.booleans(),
+    "enable_prefix_caching": st.booleans(),
     "overlap": st.booleans(),
 }
 ARRIVALS = st.lists(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptj_predictor.engine.pages import BlockTable
-from gptj_predictor.model.kv_cache import PagedKVCache, PrefillChunk, StepInputs
+from gptj_predictor.engine.pages import PageTable
+from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
 from tests.support.engines import CPU, load
 from tests.support.reference import ReferenceModel
 
@@ -34,7 +35,7 @@ class Steps:
             dtype=network.dtype,
         )
         order = (torch.randperm(count - 1) + 1).tolist() if shuffled else list(range(1, count))
-        self.tables = [BlockTable(PAGE_SIZE, per_sequence) for _ in sequences]
+        self.tables = [PageTable(PAGE_SIZE, per_sequence) for _ in sequences]
         for index, page in enumerate(order):
             self.tables[index // per_sequence].append(page)
         # What would show if a tail were read.
@@ -50,15 +51,15 @@ class Steps:
         step = StepInputs(
             token_ids=torch.tensor([self.sequences[i][p] for i in order for p in places[i]]),
             positions=torch.tensor([p for i in order for p in places[i]]),
-            cache_slots=torch.tensor(
+            slot_mapping=torch.tensor(
                 [
                     self.tables[i].pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE
                     for i in order
                     for p in places[i]
                 ]
             ),
-            block_tables=torch.tensor([self.tables[i].pages for i in decoding], dtype=torch.int32),
-            lengths=torch.tensor([self.done[i] + 1 for i in decoding], dtype=torch.int32),
+            page_tables=torch.tensor([self.tables[i].pages for i in decoding], dtype=torch.int32),
+            context_lengths=torch.tensor([self.done[i] + 1 for i in decoding], dtype=torch.int32),
             contexts=[self.tables[i].extents(self.done[i] + 1) for i in decoding],
             chunks=[
                 PrefillChunk(chunks[i], self.tables[i].extents(self.done[i]))

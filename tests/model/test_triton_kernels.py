@@ -411,7 +411,7 @@ def test_wrong_strides() -> None:
         case.run(1)
     case = Decoding([3])
     case.tables = case.tables.repeat_interleave(2, 1)[:, ::2]
-    with pytest.raises(ValueError, match="block_tables"):
+    with pytest.raises(ValueError, match="page_tables"):
         case.run(1)
     rotating = Rotating()
     rotating.new_values = rotating.new_values.contiguous()

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from kserve.model_repository import ModelRepository
 
-from gptj_predictor.assembly import Assembly
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.server.app import ClosedRepository, PredictorDataPlane, create_app
 from gptj_predictor.server.generation import TextGenerator
 from gptj_predictor.server.predictor import GPTJPredictor
@@ -21,13 +21,13 @@ from tests.support.servers import NAME
 
 def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    assembly = Assembly.prepare(DEMO_SNAPSHOT, ServerSettings(threads=1, kv_cache_gib=0.1))
-    engine = assembly.start_engine()
+    launch = LaunchPlan.prepare(DEMO_SNAPSHOT, ServerSettings(threads=1, kv_cache_gib=0.1))
+    engine = launch.start_engine()
     predictor = GPTJPredictor(
         NAME,
         defaults=GenerationParameters(),
         limits=Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=10**6),
-        load=lambda: TextGenerator(engine, assembly.tokenizer),
+        load=lambda: TextGenerator(engine, launch.tokenizer),
     )
     repository = ModelRepository()
     repository.update(predictor)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gptj_predictor.benchmark.published import GPTJ_6B_PARAMETERS
-from gptj_predictor.benchmark.results import Cell, Device, Results, Round, Run, Settings
+from gptj_predictor.bench.published import GPTJ_6B_PARAMETERS
+from gptj_predictor.bench.results import Cell, Device, Results, Round, Run, Settings
 
 
 def made_up(

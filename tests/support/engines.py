@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 
 from gptj_predictor.engine.engine import Engine, EngineConfig, Handle
-from gptj_predictor.engine.pages import BlockTable, PagePool
+from gptj_predictor.engine.pages import PageAllocator, PageTable
 from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
 from gptj_predictor.model.kv_cache import NULL_PAGE
 from gptj_predictor.model.network import GPTJNetwork, Placement
@@ -105,7 +105,7 @@ class RunningEngine:
         return Submitted(self.engine.submit(prompt_ids, params, events.put), events)
 
 
-def check_pool(pool: PagePool, tables: list[BlockTable]) -> None:
+def check_pool(pool: PageAllocator, tables: list[PageTable]) -> None:
     """The pool's books agree with themselves and with the tables that are in use."""
     holders = Counter(page for table in tables for page in table.pages)
     blank = 0

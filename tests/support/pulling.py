@@ -72,7 +72,8 @@ ZYGOTE = """
 import json, os, signal, sys
 import huggingface_hub.constants
 from gptj_predictor import cli
-from gptj_predictor.snapshot import commands, convert
+from gptj_predictor.pull import convert
+from gptj_predictor.pull import commands
 
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 64 * 1024  # so that small files have moments too
 convert.SHARD_BYTES = 2**20

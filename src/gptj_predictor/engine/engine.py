@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from gptj_predictor.engine.graphs import cuda_capture
-from gptj_predictor.engine.pages import PagePool
+from gptj_predictor.engine.pages import PageAllocator
 from gptj_predictor.engine.request import (
     EngineDeadError,
     Event,
@@ -40,7 +40,7 @@ class EngineConfig:
         page_size: Tokens per page of the KV cache.
         kv_cache_bytes: Upper limit for the KV cache on each device that holds layers; less is
             taken if the batch cannot use it.
-        prefix_reuse: Whether sequences with the same leading tokens share their cache pages.
+        enable_prefix_caching: Whether sequences with the same leading tokens share pages.
         cuda_graphs: Whether decoding on a GPU is replayed from graphs.
         overlap: Whether a step is launched before the last one's tokens are read. On a CPU, where
             a launch is the whole computation, that would only make every token late. Default: on
@@ -51,7 +51,7 @@ class EngineConfig:
     max_prefill_tokens: int
     page_size: int
     kv_cache_bytes: Mapping[torch.device, int]
-    prefix_reuse: bool = True
+    enable_prefix_caching: bool = True
     cuda_graphs: bool = True
     overlap: bool | None = None
 
@@ -103,7 +103,7 @@ class Engine:
             max_batch_size=config.max_batch_size,
         )
         self.scheduler = Scheduler(
-            PagePool(pages + 1, config.page_size, reuse=config.prefix_reuse),
+            PageAllocator(pages + 1, config.page_size, reuse=config.enable_prefix_caching),
             max_batch_size=config.max_batch_size,
             max_prefill_tokens=config.max_prefill_tokens,
             context=self.context,

@@ -35,7 +35,7 @@ class _Prefix:
     key: _Key
 
 
-class BlockTable:
+class PageTable:
     """One sequence's pages in order.
 
     Attributes:
@@ -77,7 +77,7 @@ class _Page:
     prefix: _Prefix | None = field(default=None, repr=False)
 
 
-class PagePool:
+class PageAllocator:
     """All pages but ``NULL_PAGE``, which is never handed out."""
 
     def __init__(self, pages: int, page_size: int, *, reuse: bool = True) -> None:
@@ -112,7 +112,7 @@ class PagePool:
         """Pages that ``tokens`` tokens take."""
         return -(-tokens // self.page_size)
 
-    def find_prefix(self, token_ids: list[int], table: BlockTable) -> int:
+    def find_prefix(self, token_ids: list[int], table: PageTable) -> int:
         """Put the pages that hold the leading tokens into an empty table.
 
         Returns:
@@ -130,7 +130,7 @@ class PagePool:
             table.entered += 1
         return len(table.pages) * size
 
-    def enter_prefix(self, token_ids: list[int], cached: int, table: BlockTable) -> None:
+    def enter_prefix(self, token_ids: list[int], cached: int, table: PageTable) -> None:
         """Enter a table's full pages into the tree, as far as their tokens are known.
 
         Args:
@@ -152,7 +152,7 @@ class PagePool:
             table.parent = prefix.identity
             table.entered += 1
 
-    def extend(self, table: BlockTable, tokens: int, most_tokens: int) -> bool:
+    def extend(self, table: PageTable, tokens: int, most_tokens: int) -> bool:
         """Append pages until the table holds ``tokens`` tokens.
 
         Args:
@@ -174,7 +174,7 @@ class PagePool:
             table.append(page)
         return True
 
-    def release(self, table: BlockTable) -> None:
+    def release(self, table: PageTable) -> None:
         """Take back a table's pages; those in the tree stay there until their space is needed."""
         for page in reversed(table.pages):
             entry = self._pages[page]
@@ -203,7 +203,7 @@ class PagePool:
         self._idle.pop(page, None)
         self._pages[page].holders += 1
 
-    def _next_page(self, table: BlockTable, wish: int) -> int:
+    def _next_page(self, table: PageTable, wish: int) -> int:
         if table.marked and self._map[table.marked.start] == _MARKED:
             page = table.marked.start
             table.marked = table.marked[1:]
@@ -242,7 +242,7 @@ class PagePool:
         self._map[page] = _FREE
         self._blank += 1
 
-    def _unmark(self, table: BlockTable) -> None:
+    def _unmark(self, table: PageTable) -> None:
         for page in table.marked:
             if self._map[page] == _MARKED:
                 self._map[page] = _FREE

@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 
 from gptj_predictor.engine.graphs import Capture, DecodeGraphs
-from gptj_predictor.engine.pages import BlockTable
+from gptj_predictor.engine.pages import PageTable
 from gptj_predictor.engine.sampler import Sampler
 from gptj_predictor.engine.sequence import Row, Sequence
 from gptj_predictor.engine.upload import pinned, upload
-from gptj_predictor.model.kv_cache import PagedKVCache, PrefillChunk, StepInputs
+from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
 
 #: Rows of the array that a step's decoding is described by, see :meth:`ModelRunner.decode`.
 _SLOTS, _POSITIONS, _CACHE_SLOTS, _LENGTHS = range(4)
@@ -95,7 +96,7 @@ class ModelRunner:
         """
         decoding = [row for row in rows if row.count == 1]
         decode = _describe_decodes(decoding, self.cache.page_size)
-        tables = _block_tables(decoding, self._most_pages)
+        tables = _page_tables(decoding, self._most_pages)
         if not all(row.count == 1 and row.samples for row in rows):
             logits = self._run_mixed(rows, decode, tables)
         elif self._graphs is not None:
@@ -117,7 +118,7 @@ class ModelRunner:
 
         Args:
             decode: ``[4, D]`` int64: slots, positions, cache slots, lengths.
-            tables: ``[D, P]`` int32 block tables.
+            tables: ``[D, P]`` int32 page tables.
             rows: The D rows, for attention that cannot read the tables.
 
         Returns:
@@ -131,8 +132,8 @@ class ModelRunner:
         decodes = decode.shape[1]
         prefill = [_describe_chunk(row, self.cache.page_size) for row in rows[decodes:]]
         tokens = upload(np.concatenate([decode, *prefill], axis=1), self.device)
-        block_tables = upload(tables, self.device)
-        step = self._step(tokens, block_tables, rows[:decodes], rows[decodes:])
+        page_tables = upload(tables, self.device)
+        step = self._step(tokens, page_tables, rows[:decodes], rows[decodes:])
         ends = np.cumsum([row.count for row in rows]) - 1
         sampling = upload(ends[[row.samples for row in rows]], self.device)
         return self.network(step, self.cache, sampling)
@@ -144,9 +145,9 @@ class ModelRunner:
         return StepInputs(
             token_ids=self._token_table[tokens[_SLOTS], positions],
             positions=positions,
-            cache_slots=tokens[_CACHE_SLOTS],
-            block_tables=tables,
-            lengths=tokens[_LENGTHS, : tables.shape[0]].int(),
+            slot_mapping=tokens[_CACHE_SLOTS],
+            page_tables=tables,
+            context_lengths=tokens[_LENGTHS, : tables.shape[0]].int(),
             contexts=[_table(row).extents(row.start + 1) for row in decoding],
             chunks=[PrefillChunk(row.count, _table(row).extents(row.start)) for row in prefill],
         )
@@ -170,19 +171,19 @@ def _describe_decodes(rows: list[Row], page_size: int) -> NDArray[np.int64]:
     slots = np.array([row.sequence.slot for row in rows], dtype=np.int64)
     starts = np.array([row.start for row in rows], dtype=np.int64)
     pages = [_table(row).pages[row.start // page_size] for row in rows]
-    cache_slots = np.array(pages, dtype=np.int64) * page_size + starts % page_size
-    return np.stack([slots, starts, cache_slots, starts + 1])
+    slot_mapping = np.array(pages, dtype=np.int64) * page_size + starts % page_size
+    return np.stack([slots, starts, slot_mapping, starts + 1])
 
 
 def _describe_chunk(row: Row, page_size: int) -> NDArray[np.int64]:
     """``[4, count]`` as :func:`_describe_decodes`, for the neighbouring tokens of one prompt."""
     positions = np.arange(row.start, row.start + row.count)
-    cache_slots = _table(row).row[positions // page_size] * page_size + positions % page_size
+    slot_mapping = _table(row).row[positions // page_size] * page_size + positions % page_size
     slots = np.full(row.count, row.sequence.slot)
-    return np.stack([slots, positions, cache_slots, positions + 1])
+    return np.stack([slots, positions, slot_mapping, positions + 1])
 
 
-def _block_tables(rows: list[Row], most_pages: int) -> NDArray[np.int32]:
+def _page_tables(rows: list[Row], most_pages: int) -> NDArray[np.int32]:
     if not rows:
         return np.empty((0, most_pages), dtype=np.int32)
     return np.stack([_table(row).row for row in rows])
@@ -192,6 +193,6 @@ def _sampling(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.samples]
 
 
-def _table(row: Row) -> BlockTable:
+def _table(row: Row) -> PageTable:
     assert row.sequence.table is not None
     return row.sequence.table

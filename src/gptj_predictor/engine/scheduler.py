@@ -21,7 +21,7 @@ from __future__ import annotations
 from bisect import insort
 from operator import attrgetter
 
-from gptj_predictor.engine.pages import BlockTable, PagePool
+from gptj_predictor.engine.pages import PageAllocator, PageTable
 from gptj_predictor.engine.request import RequestRefusedError
 from gptj_predictor.engine.sequence import Row, Sequence
 
@@ -32,7 +32,7 @@ class Scheduler:
     """The queue, the running batch and their pages."""
 
     def __init__(
-        self, pool: PagePool, *, max_batch_size: int, max_prefill_tokens: int, context: int
+        self, pool: PageAllocator, *, max_batch_size: int, max_prefill_tokens: int, context: int
     ) -> None:
         self.pool = pool
         self.max_prefill_tokens = max_prefill_tokens
@@ -151,7 +151,7 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its place and the pages for its tokens, or leave it waiting."""
-        table = BlockTable(self.pool.page_size, self.pool.pages_for(self._context))
+        table = PageTable(self.pool.page_size, self.pool.pages_for(self._context))
         cached = self.pool.find_prefix(sequence.token_ids, table)
         # One page each for those that run, so that they do not at once take these back.
         spare = len(self.running)

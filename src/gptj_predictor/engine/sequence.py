@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptj_predictor.engine.pages import BlockTable
+from gptj_predictor.engine.pages import PageTable
 from gptj_predictor.engine.request import EventSink, SamplingParams
 
 
@@ -32,7 +32,7 @@ class Sequence:
     sink: EventSink
     number: int = 0
     slot: int | None = None
-    table: BlockTable | None = None
+    table: PageTable | None = None
     cached: int = 0
     joined: bool = False
     in_flight: int = 0

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 
-from gptj_predictor.model.kv_cache import Extent, LayerCache, StepInputs
+from gptj_predictor.model.kv_cache import Extent, LayerCache
+from gptj_predictor.model.step_inputs import StepInputs
 
 #: With more pieces than this it is quicker to copy them together than to attend to each.
 _MOST_PIECES = 8
@@ -69,8 +70,8 @@ class SdpaAttention:
             step: Where each of the T tokens goes.
         """
         rotate(qkv[:, :2], rotations)
-        cache.keys.flatten(0, 1)[step.cache_slots] = qkv[:, 1]
-        cache.values.flatten(0, 1)[step.cache_slots] = qkv[:, 2]
+        cache.keys.flatten(0, 1)[step.slot_mapping] = qkv[:, 1]
+        cache.values.flatten(0, 1)[step.slot_mapping] = qkv[:, 2]
 
     def attend(self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs) -> None:
         """Causal attention of every new token to its own sequence; the output replaces values.
@@ -80,8 +81,8 @@ class SdpaAttention:
             cache: This layer's, with this step's keys and values in it.
             step: Which slots belong to which of the T tokens.
         """
-        self.attend_decodes(qkv[: step.decodes], cache, step)
-        start = step.decodes
+        self.attend_decodes(qkv[: step.num_decodes], cache, step)
+        start = step.num_decodes
         for chunk in step.chunks:
             query, new_key, new_value = qkv[start : start + chunk.tokens].unbind(1)
             pieces = [*_pieces(cache, chunk.context), (new_key, new_value)]
@@ -114,18 +115,18 @@ class TritonAttention(SdpaAttention):
         queries, new_keys, new_values = qkv.unbind(1)
         with torch.cuda.device_of(qkv):  # Triton launches on the current device
             self._kernels.rotate_and_store(
-                queries, new_keys, new_values, rotations, step.cache_slots, *cache
+                queries, new_keys, new_values, rotations, step.slot_mapping, *cache
             )
 
     def attend_decodes(self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs) -> None:
-        """As the base class does, reading the block tables on the device."""
-        if not step.decodes:
+        """As the base class does, reading the page tables on the device."""
+        if not step.num_decodes:
             return
         query, _, out = qkv.unbind(1)
         splits = self._kernels.splits_for(query.shape[0], query.shape[1], self._processors)
         with torch.cuda.device_of(qkv):
             self._kernels.decode_attention(
-                query, *cache, step.block_tables, step.lengths, out, splits
+                query, *cache, step.page_tables, step.context_lengths, out, splits
             )
 
 

@@ -17,8 +17,9 @@ from transformers import GPTJConfig
 from transformers.activations import ACT2FN
 
 from gptj_predictor.model.attention import SdpaAttention, rotary_table, select_attention
-from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache, StepInputs
+from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
 from gptj_predictor.model.linear import Projection
+from gptj_predictor.model.step_inputs import StepInputs
 
 
 class GPTJLayer(nn.Module):

@@ -97,7 +97,7 @@ def decode_attention(
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    block_tables: torch.Tensor,
+    page_tables: torch.Tensor,
     lengths: torch.Tensor,
     out: torch.Tensor,
     splits: int,
@@ -112,7 +112,7 @@ def decode_attention(
         queries: ``[S, heads, head_size]``, rotated. Rows and heads may be strided.
         keys: ``[pages, page_size, heads, head_size]``. Pages and their rows may be strided.
         values: Like ``keys`` in shape and strides.
-        block_tables: ``[S, P]`` int32, each sequence's pages in order. Rows may be strided.
+        page_tables: ``[S, P]`` int32, each sequence's pages in order. Rows may be strided.
         lengths: ``[S]`` int32, contiguous: tokens to attend to, from 1 to ``P * page_size``. A 0,
             for padding, reads nothing and leaves its row of ``out`` undefined.
         out: ``[S, heads, head_size]`` to write to. Rows and heads may be strided.
@@ -126,8 +126,8 @@ def decode_attention(
     _check(queries, keys, values)
     if out.dtype != queries.dtype or out.stride(-1) != 1:
         raise ValueError("out must be of the cache's dtype, each head's contiguous")
-    if block_tables.stride(-1) != 1 or not lengths.is_contiguous():
-        raise ValueError("lengths and the rows of block_tables must be contiguous")
+    if page_tables.stride(-1) != 1 or not lengths.is_contiguous():
+        raise ValueError("lengths and the rows of page_tables must be contiguous")
     if not 1 <= splits <= _MAX_SPLITS or splits & (splits - 1):
         raise ValueError(f"splits must be a power of two up to {_MAX_SPLITS}, not {splits}")
     parts, log_sums = out, None
@@ -139,10 +139,10 @@ def decode_attention(
     sizes = {"head_size": head_size, "block": block, "splits": splits, "num_warps": 4} | _OPTIONS
     # Programs that run side by side take heads that lie side by side.
     _attend[(heads, splits, sequences)](
-        *(queries, keys, values, block_tables, lengths, parts, log_sums),
+        *(queries, keys, values, page_tables, lengths, parts, log_sums),
         *queries.stride()[:2],
         *keys.stride()[:2],
-        block_tables.stride(0),
+        page_tables.stride(0),
         *out.stride()[:2],
         page_size=keys.shape[1],
         scale=math.log2(math.e) / math.sqrt(head_size),  # GPUs compute powers of 2, not of e
@@ -206,7 +206,7 @@ def _tokens_per_split(length, block: tl.constexpr, splits: tl.constexpr):  # typ
 
 @triton.jit(do_not_specialize=["table_row"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
-    queries, keys, values, block_tables, lengths, parts, log_sums,
+    queries, keys, values, page_tables, lengths, parts, log_sums,
     query_row, query_head, page_stride, token_stride, table_row, out_row, out_head,
     head_size: tl.constexpr, page_size: tl.constexpr,
     block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr,
@@ -227,7 +227,7 @@ def _attend(  # type: ignore[no-untyped-def]
     column = tl.arange(0, head_size)
     query = tl.load(queries + sequence * query_row + head * query_head + column)
     query = query.to(tl.float32) * scale
-    table = block_tables + sequence * table_row
+    table = page_tables + sequence * table_row
     maxima = tl.full((block,), -1e38, tl.float32)  # finite, as infinities' difference is NaN
     sums = tl.full((block,), 0.0, tl.float32)
     mixed = tl.full((block, head_size), 0.0, tl.float32)

@@ -27,10 +27,10 @@ from pathlib import Path
 
 from filelock import SoftFileLease
 
+from gptj_predictor.common.progress import readable
 from gptj_predictor.settings import DEFAULT_MODEL_ID, wire_name
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
-from gptj_predictor.snapshot.progress import readable
 
 #: Seconds without a sign of life after which another pod takes over a pull. A holder that died on
 #: the same machine is known at once.

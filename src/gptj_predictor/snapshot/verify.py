@@ -8,10 +8,10 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gptj_predictor.common.progress import Progress
 from gptj_predictor.snapshot.blocks import block_digest, block_ranges, read_layout
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, FileRecord, Manifest
-from gptj_predictor.snapshot.progress import Progress
 
 _READ_BYTES = 4 * 2**20
 

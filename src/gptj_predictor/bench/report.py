@@ -1,0 +1,186 @@
+"""The report in Markdown, and the cells as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from gptj_predictor.bench.published import CARDS, SECONDS, column, comparable
+from gptj_predictor.bench.results import Cell, Device, Results, write_whole
+
+REPORT_FILE = "report.md"
+CSV_FILE = "results.csv"
+
+#: A figure that is not there.
+UNKNOWN = "-"
+
+COLUMNS = (
+    "By its tokens, prompt included; batch 1. The other columns were published for the service "
+    "that this one replaces (fp16)."
+)
+FIRST_TOKEN = {
+    "event": "until every sequence had its first one",
+    "one-token request": "a request of its own for one token of other prompts",
+}
+FIGURES = (
+    "Seconds and first token are medians over the rounds; p95 is interpolated between them. First "
+    "token: {first}. Limit: the time to read weights and KV cache at the measured bandwidth, as a "
+    "share of the seconds. Memory: on a GPU the most that was allocated, the whole KV cache "
+    "included; on a CPU the process's greatest resident size so far."
+)
+
+
+def write_report(results: Results, reference: str, folder: Path) -> None:
+    """Write ``report.md`` and ``results.csv``."""
+    write_whole(folder / REPORT_FILE, _render_report(results, reference).encode())
+    write_whole(folder / CSV_FILE, _render_csv(results).encode())
+
+
+def published_table(results: Results, reference: str) -> str:
+    """Seconds at batch 1 in the published layout, beside the published ones."""
+    same_size = comparable(results.run.parameters)
+    heads = ["tokens", *CARDS.values(), "here"]
+    heads.append(f"{CARDS[reference]} / here")
+    rows = []
+    for tokens in sorted({*SECONDS, *results.settings.lengths}):
+        cell = results.cell(1, tokens)
+        seconds = None if cell is None else cell.seconds
+        there = column(reference).get(tokens)
+        ratio = there / seconds if same_size and there and seconds else None
+        row = [str(tokens), *(_number(value, 2) for value in SECONDS.get(tokens, [None] * 6))]
+        rows.append([*row, _seconds(cell), UNKNOWN if ratio is None else f"{ratio:.1f}x"])
+    table = _table(heads, rows)
+    return table if same_size else f"{_warning(results)}\n\n{table}"
+
+
+def _warning(results: Results) -> str:
+    return (
+        f"**This model has {readable_parameters(results.run.parameters)} parameters and is not "
+        "GPT-J-6B, which the published columns are about: the comparison says nothing, and no "
+        "ratio is given.**"
+    )
+
+
+def describe_run(results: Results) -> list[tuple[str, str]]:
+    """What was measured on what, as names and values."""
+    run, settings = results.run, results.settings
+    lines = [
+        ("model", f"{run.model or 'unnamed'}, {readable_parameters(run.parameters)} parameters"),
+        ("commit", run.commit or "unknown"),
+        ("path", "through a service's V1 endpoint" if run.path == "HTTP" else run.path),
+        ("precision", run.precision or "unknown"),
+        *_describe_device(run.device),
+    ]
+    if run.bandwidth is not None:
+        lines.append(("bandwidth", f"{run.bandwidth / 1e9:,.1f} GB/s, measured at the start"))
+    if run.kv_cache_tokens is not None:
+        lines.append(("KV cache", f"room for {run.kv_cache_tokens:,} tokens"))
+    sampling = ", ".join(f"{name} {value}" for name, value in settings.sampling.items())
+    lines += [
+        (
+            "prompts",
+            f"{settings.prompt_tokens} tokens, counted in the length; seed {settings.seed}",
+        ),
+        ("rounds", f"{settings.rounds} after {settings.warmup_rounds} for warming up"),
+        ("sampling", sampling),
+        ("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())),
+        ("time", ", resumed ".join([run.started, *run.resumed])),
+    ]
+    return lines
+
+
+def _describe_device(device: Device | None) -> list[tuple[str, str]]:
+    if device is None:
+        return [("device", "unknown")]
+    text = ", ".join(device.names)
+    if device.threads is not None:
+        text += f", threads: {device.threads}"
+    if device.memory_bytes is not None:
+        text += f", {device.memory_bytes / 2**30:.0f} GiB"
+    if device.compute_capability is not None:
+        text += f", compute capability {device.compute_capability}"
+    lines = [("device", text)]
+    if device.driver is not None:
+        lines.append(("driver", device.driver))
+    if device.clocks is not None:
+        clocks = ", ".join(f"{name} {value}" for name, value in device.clocks.items())
+        lines.append(("clocks at the start", clocks))
+    return lines
+
+
+def readable_parameters(count: int) -> str:
+    """A number of parameters as people say it."""
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
+
+
+def _render_report(results: Results, reference: str) -> str:
+    parts = ["# Benchmark", "", *[f"* {name}: {value}" for name, value in describe_run(results)]]
+    parts += [
+        "",
+        "## One response, in seconds",
+        "",
+        COLUMNS,
+        "",
+        published_table(results, reference),
+    ]
+    if results.missing:
+        parts += ["", f"{len(results.missing)} of {len(results.wanted)} cells are missing."]
+    for batch in range(1, results.settings.batch_size + 1):
+        cells = sorted((c for c in results.cells if c.batch == batch), key=lambda c: c.tokens)
+        if cells:
+            parts += ["", f"## Batch {batch}", "", _batch_table(cells)]
+    parts += [
+        "",
+        FIGURES.format(first=FIRST_TOKEN[results.run.first_token]),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _batch_table(cells: Sequence[Cell]) -> str:
+    heads = ["tokens", "seconds", "p95", "tokens/s per sequence", "tokens/s in all"]
+    heads += ["first token, ms", "p95, ms", "limit", "memory, GiB"]
+    rows = []
+    for cell in cells:
+        share, memory = cell.limit_share, cell.peak_memory_bytes
+        row = [str(cell.tokens), _seconds(cell), _number(cell.seconds_p95, 3)]
+        row += [_number(cell.tokens_per_second_per_sequence, 1)]
+        row += [_number(cell.tokens_per_second, 1)]
+        for seconds in (cell.first_token_seconds, cell.first_token_seconds_p95):
+            row.append(_number(None if seconds is None else seconds * 1000, 1))
+        row.append(UNKNOWN if share is None else f"{share:.1%}")
+        row.append(_number(None if memory is None else memory / 2**30, 1))
+        rows.append(row)
+    return _table(heads, rows)
+
+
+def _seconds(cell: Cell | None) -> str:
+    if cell is None:
+        return UNKNOWN
+    return cell.status.replace("_", " ") if cell.seconds is None else _number(cell.seconds, 3)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return UNKNOWN if value is None else f"{value:,.{digits}f}"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    """Markdown, its columns aligned to be read as plain text too."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [heads, ["-" * (width - 1) + ":" for width in widths], *rows]
+    return "\n".join(
+        f"| {' | '.join(text.rjust(width) for text, width in zip(line, widths, strict=True))} |"
+        for line in lines
+    )
+
+
+def _render_csv(results: Results) -> str:
+    """A line per cell, the columns named as in ``results.json``; the rounds are only there."""
+    names = [name for name in Cell.model_fields if name != "rounds"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    for cell in results.cells:
+        writer.writerow(cell.model_dump(include=set(names)))
+    return text.getvalue()

@@ -1,0 +1,256 @@
+"""``results.json``: what was measured, of what, on what. These classes are its schema.
+
+Times are in seconds, sizes in bytes, rates per second; what is not known is ``null``. Further
+fields may be added within a schema's number, which changes when a field's meaning does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gptj_predictor.bench.errors import PlanError
+
+SCHEMA = "gptj-predictor-benchmark/1"
+RESULTS_FILE = "results.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Device(_Part):
+    """What computes. Clocks and power as they were at the start, while nothing ran."""
+
+    type: str = Field(description="cpu or cuda.")
+    names: list[str] = Field(description="Of every device that holds a part of the model.")
+    memory_bytes: int | None = Field(None, description="Of all of them.")
+    compute_capability: str | None = None
+    driver: str | None = Field(None, description="Of the GPU.")
+    clocks: dict[str, str] | None = Field(None, description="As nvidia-smi names and prints them.")
+    threads: int | None = Field(None, description="That compute, on a CPU.")
+
+
+class Run(_Part):
+    """What was measured, and on what.
+
+    Attributes of the model are those of the snapshot that ``--model`` names; over HTTP nothing but
+    the tokenizer is checked against the server, and the device is the server's secret.
+    """
+
+    path: Literal["in process", "HTTP"]
+    model: str | None = Field(description="Id in the snapshot's manifest, or bundled demo.")
+    commit: str | None = Field(None, description="From the manifest.")
+    parameters: int = Field(description="Number of weights in the checkpoint.")
+    precision: str | None = Field(None, description="What was computed in.")
+    device: Device | None = None
+    bandwidth: float | None = Field(
+        None,
+        description="Bytes a second: of a copy within a GPU's memory, read and written bytes "
+        "counted, or of a plain read on a CPU. Null with several devices and over HTTP.",
+    )
+    kv_cache_tokens: int | None = Field(None, description="That the KV cache has room for.")
+    first_token: Literal["event", "one-token request"] = Field(
+        description="How first_token_seconds were measured: within the round, or by requests of "
+        "their own for one token of other prompts."
+    )
+    versions: dict[str, str] = Field(description="Over HTTP: the client's.")
+    started: str = Field(description="UTC.")
+    resumed: list[str] = Field([], description="UTC, each time that it went on.")
+
+
+class Settings(_Part):
+    """What was asked for."""
+
+    batch_size: int
+    lengths: list[int] = Field(description="Tokens of a response, prompt included.")
+    prompt_tokens: int
+    warmup_rounds: int
+    rounds: int
+    seed: int
+    sampling: dict[str, int | float]
+    engine: dict[str, str | int | float | bool | None] = Field(
+        {}, description="The engine's settings; empty over HTTP."
+    )
+
+
+class Round(_Part):
+    """One batch, from the moment it is sent until its last sequence has ended."""
+
+    seconds: float
+    first_token_seconds: float = Field(description="Until every sequence had its first token.")
+    counted_tokens: int = Field(
+        description="New tokens of all sequences together. In process: counted one by one. Over "
+        "HTTP: of the texts that came back, tokenized anew, which may differ from what the server "
+        "sampled."
+    )
+
+
+class Cell(_Part):
+    """A batch and a length. Figures are there if the status is ``done``."""
+
+    batch: int
+    tokens: int = Field(description="Of each response, prompt included.")
+    new_tokens: int = Field(description="Of each response, without the prompt.")
+    status: Literal["done", "does_not_fit", "failed"]
+    reason: str | None = Field(None, description="If there are no figures.")
+    rounds: list[Round] = []
+    seconds: float | None = Field(None, description="Median (p50) of the rounds.")
+    seconds_p95: float | None = Field(None, description="Linear between the rounds.")
+    first_token_seconds: float | None = Field(None, description="Median (p50) of the rounds.")
+    first_token_seconds_p95: float | None = None
+    tokens_per_second_per_sequence: float | None = Field(
+        None, description="new_tokens / seconds: the prompt's time counts, its tokens do not."
+    )
+    tokens_per_second: float | None = Field(None, description="The same, of the whole batch.")
+    limit_seconds: float | None = Field(
+        None,
+        description="Time to read what must be read at run.bandwidth: for every new token all "
+        "weights but the embedding, and the KV cache of all sequences at that step.",
+    )
+    limit_share: float | None = Field(None, description="limit_seconds / seconds.")
+    peak_memory_bytes: int | None = Field(
+        None,
+        description="GPU: allocated while the cell ran, weights and the whole KV cache included. "
+        "CPU: the process's greatest resident size so far.",
+    )
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What tells it from others."""
+        return self.batch, self.tokens
+
+    @classmethod
+    def of(
+        cls, batch: int, tokens: int, new_tokens: int, rounds: list[Round], limit: float | None
+    ) -> Cell:
+        """The figures of measured rounds; ``limit`` are the limit's seconds."""
+        seconds, seconds_p95 = _percentiles([one.seconds for one in rounds])
+        first, first_p95 = _percentiles([one.first_token_seconds for one in rounds])
+        return cls(
+            batch=batch,
+            tokens=tokens,
+            new_tokens=new_tokens,
+            status="done",
+            rounds=rounds,
+            seconds=seconds,
+            seconds_p95=seconds_p95,
+            first_token_seconds=first,
+            first_token_seconds_p95=first_p95,
+            tokens_per_second_per_sequence=new_tokens / seconds,
+            tokens_per_second=batch * new_tokens / seconds,
+            limit_seconds=limit,
+            limit_share=None if limit is None else limit / seconds,
+        )
+
+
+def _percentiles(values: list[float]) -> tuple[float, float]:
+    median, high = np.percentile(values, [50, 95])
+    return float(median), float(high)
+
+
+class Results(_Part):
+    """The whole file."""
+
+    schema_: Literal["gptj-predictor-benchmark/1"] = Field(
+        "gptj-predictor-benchmark/1", alias="schema"
+    )
+    run: Run
+    settings: Settings
+    cells: list[Cell] = Field([], description="In the order in which they were measured.")
+
+    @property
+    def wanted(self) -> list[tuple[int, int]]:
+        """Every cell's batch and tokens, in order."""
+        batches = range(1, self.settings.batch_size + 1)
+        return [(batch, tokens) for batch in batches for tokens in self.settings.lengths]
+
+    @property
+    def missing(self) -> list[tuple[int, int]]:
+        """Those that were not measured, or failed for another reason than memory."""
+        settled = {cell.key for cell in self.cells if cell.status != "failed"}
+        return [key for key in self.wanted if key not in settled]
+
+    def cell(self, batch: int, tokens: int) -> Cell | None:
+        """A measured cell."""
+        return next((cell for cell in self.cells if cell.key == (batch, tokens)), None)
+
+    def with_cell(self, cell: Cell) -> Results:
+        """The same with one more cell, or another in its place."""
+        others = [other for other in self.cells if other.key != cell.key]
+        return self.model_copy(update={"cells": [*others, cell]})
+
+    def write(self, folder: Path) -> None:
+        """Write ``results.json``: readers find the old one or the new one, whole."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+        write_whole(folder / RESULTS_FILE, text.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there as a whole or not at all, even if the machine stops."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_results(path: Path) -> Results:
+    """Read ``results.json``.
+
+    Raises:
+        PlanError: it cannot be read, or is of another schema.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise PlanError(f"{path} is not JSON: {error}") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise PlanError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r}")
+    try:
+        return Results.model_validate(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise PlanError(f"{path}: {where}: {problem['msg']}") from None
+
+
+def read_earlier(folder: Path, *, resume: bool) -> Results | None:
+    """What an earlier run left in the folder, to go on with; ``None`` if there is nothing.
+
+    Raises:
+        PlanError: there is something and ``resume`` is not set, or it cannot be read.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return None
+    if not resume:
+        raise PlanError(
+            f"{path} exists; --resume goes on with it, another --output leaves it as it is"
+        )
+    return read_results(path)
+
+
+def difference(earlier: Results, now: Results) -> str | None:
+    """What keeps a run from going on with an earlier one's results, if anything does."""
+    volatile = {"bandwidth", "kv_cache_tokens", "started", "resumed"}
+    for part, left, right in (
+        ("run", earlier.run.model_dump(exclude=volatile), now.run.model_dump(exclude=volatile)),
+        ("settings", earlier.settings.model_dump(), now.settings.model_dump()),
+    ):
+        for each in (left, right):
+            if each.get("device"):
+                each["device"] = {**each["device"], "clocks": None}
+        for name in left:
+            if left[name] != right[name]:
+                return f"{part}.{name} was {left[name]!r} and is {right[name]!r}"
+    return None

@@ -1,0 +1,1 @@
+"""What the machine has: its limits, the precision of each device, the placement of layers."""

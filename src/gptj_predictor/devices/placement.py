@@ -1,0 +1,108 @@
+"""Which device gets which part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate.utils import infer_auto_device_map
+
+from gptj_predictor.devices.host import free_memory
+from gptj_predictor.model.network import GPTJLayer, GPTJNetwork, Placement
+
+#: Share of a GPU's free memory that weights may fill; the rest is for the KV cache and activations.
+GPU_WEIGHT_SHARE = 0.85
+#: The same for host memory, of which a server needs little else.
+CPU_WEIGHT_SHARE = 0.9
+
+
+class DeviceError(ValueError):
+    """The wanted devices do not exist here, or cannot hold the weights."""
+
+
+def find_devices(wanted: str) -> list[torch.device]:
+    """The devices that ``--device`` names; for ``auto`` all GPUs, then the CPU.
+
+    Raises:
+        DeviceError: one of them does not exist, or is named twice.
+    """
+    count = torch.cuda.device_count()
+    if wanted == "auto":
+        return [*(torch.device("cuda", index) for index in range(count)), torch.device("cpu")]
+    devices = []
+    for name in wanted.split(","):
+        device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", device.index or 0)
+            if device.index >= count:
+                raise DeviceError(f"--device {wanted}: this machine has {count} CUDA devices")
+        if device in devices:
+            raise DeviceError(f"--device {wanted}: {device} is named twice")
+        devices.append(device)
+    return devices
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
+
+
+def place(
+    network: GPTJNetwork, devices: list[torch.device], free: Mapping[torch.device, int]
+) -> Placement:
+    """Use as few of the devices as the weights need, in their order; layers stay whole.
+
+    Args:
+        network: Laid out without memory, in the dtype that it will have.
+        devices: What may be used.
+        free: Their free memory in bytes.
+
+    Raises:
+        DeviceError: the weights do not fit all of them together.
+    """
+    room = {
+        device: int(
+            free[device] * (GPU_WEIGHT_SHARE if device.type == "cuda" else CPU_WEIGHT_SHARE)
+        )
+        for device in devices
+    }
+    for count in range(1, len(devices) + 1):
+        placement = _try(network, devices[:count], room)
+        if placement is not None:
+            return placement
+    needed = sum(parameter.nbytes for parameter in network.parameters())
+    available = ", ".join(
+        f"{room[device]} of {free[device]} free bytes on {device}" for device in devices
+    )
+    dtype = str(network.dtype).removeprefix("torch.")
+    raise DeviceError(
+        f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {dtype}) and do not fit the "
+        f"room for them: {available}; a 16-bit --precision halves float32, and --device takes "
+        "several devices"
+    )
+
+
+def _try(
+    network: GPTJNetwork, devices: list[torch.device], room: Mapping[torch.device, int]
+) -> Placement | None:
+    layers = network.config.n_layer
+    if len(devices) == 1:
+        fits = sum(parameter.nbytes for parameter in network.parameters()) <= room[devices[0]]
+        return Placement.on(devices[0], layers) if fits else None
+    # accelerate numbers GPUs and calls the host "cpu"; the numbers are this list's.
+    names: dict[Any, torch.device] = {
+        number if device.type == "cuda" else "cpu": device for number, device in enumerate(devices)
+    }
+    found = infer_auto_device_map(
+        network,
+        max_memory={name: room[device] for name, device in names.items()},
+        no_split_module_classes=[GPTJLayer.__name__],
+        clean_result=False,
+    )
+    if "disk" in found.values():
+        return None
+    embedding = names[found["embedding"]]
+    head = embedding if network.config.tie_word_embeddings else names[found["head"]]
+    parts = tuple(names[found[f"layers.{index}"]] for index in range(layers))
+    return Placement(embedding, parts, head)

@@ -1,0 +1,64 @@
+"""What one step of the network reads: its tokens, their positions and their places in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from gptj_predictor.model.kv_cache import Extent
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
+    """Neighbouring tokens of one prompt that a step takes in.
+
+    Attributes:
+        tokens: How many.
+        context: Where the sequence's tokens before them lie.
+    """
+
+    tokens: int
+    context: list[Extent]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """One step's T tokens, laid end to end without padding.
+
+    The first D tokens belong to D sequences that decode; the rest are the prefill chunks in order.
+
+    Attributes:
+        token_ids: ``[T]`` int64.
+        positions: ``[T]`` int64, each token's place in its sequence, from 0.
+        slot_mapping: ``[T]`` int64, where to write its key and value.
+        page_tables: ``[D, P]`` int32 page numbers, padded with ``NULL_PAGE``.
+        context_lengths: ``[D]`` int32, tokens that a decoding sequence attends to, its new one
+            included.
+        contexts: The same D contexts as extents; may be empty for attention that reads the tables.
+        chunks: The prefill chunks.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slot_mapping: torch.Tensor
+    page_tables: torch.Tensor
+    context_lengths: torch.Tensor
+    contexts: list[list[Extent]]
+    chunks: list[PrefillChunk]
+
+    @property
+    def num_decodes(self) -> int:
+        """How many sequences decode."""
+        return self.context_lengths.shape[0]
+
+    def to(self, device: torch.device) -> StepInputs:
+        """The same step with its tensors on another device."""
+        return replace(
+            self,
+            token_ids=self.token_ids.to(device),
+            positions=self.positions.to(device),
+            slot_mapping=self.slot_mapping.to(device),
+            page_tables=self.page_tables.to(device),
+            context_lengths=self.context_lengths.to(device),
+        )

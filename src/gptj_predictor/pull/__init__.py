@@ -1,0 +1,1 @@
+"""Making a snapshot: download from the hub, convert, describe, publish."""

@@ -1,0 +1,94 @@
+"""Which device gets which layers. The GPUs are made up: nothing is put on them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from accelerate import init_empty_weights
+from transformers import GPTJConfig
+
+from gptj_predictor.devices.placement import DeviceError, find_devices, place
+from gptj_predictor.model.network import GPTJNetwork, Placement
+from tests.engine.test_greedy_parity import mixed_requests
+from tests.support.engines import RunningEngine, load
+from tests.support.reference import ReferenceModel
+
+CPU = torch.device("cpu")
+GPUS = [torch.device("cuda", index) for index in range(2)]
+GB = 10**9
+
+
+def gptj_6b(dtype: torch.dtype, *, tied: bool = False) -> GPTJNetwork:
+    with init_empty_weights(include_buffers=True):
+        return GPTJNetwork(GPTJConfig(tie_word_embeddings=tied), dtype)
+
+
+def test_what_fits_one_gpu_stays_on_it() -> None:
+    placement = place(
+        gptj_6b(torch.float16), [*GPUS, CPU], {GPUS[0]: 16 * GB, GPUS[1]: 16 * GB, CPU: 64 * GB}
+    )
+    assert placement == Placement.on(GPUS[0], 28)
+
+
+def test_float32_on_two_gpus_of_16_gb() -> None:
+    placement = place(
+        gptj_6b(torch.float32), [*GPUS, CPU], {GPUS[0]: 16 * GB, GPUS[1]: 16 * GB, CPU: 0}
+    )
+    assert placement.devices == tuple(GPUS)
+    assert placement.layers == tuple(sorted(placement.layers, key=str))
+    assert 12 <= placement.layers.count(GPUS[0]) <= 16
+    assert (placement.embedding, placement.head) == (GPUS[0], GPUS[1])
+
+
+def test_float32_on_one_gpu_and_host_memory() -> None:
+    placement = place(gptj_6b(torch.float32), [GPUS[1], CPU], {GPUS[1]: 16 * GB, CPU: 20 * GB})
+    assert placement.devices == (GPUS[1], CPU)
+    assert placement.layers[0] == GPUS[1]
+    assert placement.layers[-1] == CPU
+
+
+def test_tied_weights_lie_together() -> None:
+    placement = place(
+        gptj_6b(torch.float32, tied=True), [*GPUS, CPU], dict.fromkeys([*GPUS, CPU], 16 * GB)
+    )
+    assert placement.embedding == placement.head
+
+
+@pytest.mark.parametrize("devices", [[CPU], [GPUS[0]], [*GPUS, CPU]], ids=str)
+def test_what_fits_nowhere_is_said_in_bytes(devices: list[torch.device]) -> None:
+    network = gptj_6b(torch.float32)
+    needed = sum(parameter.nbytes for parameter in network.parameters())
+    with pytest.raises(DeviceError) as caught:
+        place(network, devices, dict.fromkeys(devices, 7 * GB))
+    text = str(caught.value)
+    assert f"the weights need {needed} bytes (24.2 GB in float32)" in text
+    for device in devices:
+        assert f"of 7000000000 free bytes on {device}" in text
+
+
+def test_names() -> None:
+    assert find_devices("cpu") == [CPU]
+    assert find_devices("auto")[-1] == CPU
+    with pytest.raises(DeviceError, match="named twice"):
+        find_devices("cpu,cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match=re.escape("--device cpu,cuda:3: this machine has 0")):
+            find_devices("cpu,cuda:3")
+
+
+def test_layers_on_several_devices_compute_the_same(small: ReferenceModel) -> None:
+    """Two names of the CPU stand for two devices: caches, steps and results are carried over."""
+    one, other = torch.device("cpu"), torch.device("cpu", 0)
+    requests = mixed_requests(small, 12, seed=21)
+    network = load(small.folder, placement=Placement(other, (one, other), one))
+    assert set(network.attentions) == {one, other}
+    with RunningEngine(
+        network, kv_cache_bytes={one: 150_000, other: 300_000}, max_prefill_tokens=20
+    ) as engine:
+        submitted = [engine.submit(prompt, params) for prompt, params in requests]
+        assert [one.result()[0] for one in submitted] == [
+            small.greedy(prompt, params) for prompt, params in requests
+        ]
+        assert engine.pages_in_use == 0
