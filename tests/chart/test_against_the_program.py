@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gptj_predictor.cli import build_parser, read_settings
-from tests.chart.test_rendering import MATRIX
+from tests.support.chart_values import MATRIX
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled

@@ -43,7 +43,7 @@ The output folder's name has a hash of the settings and of the machine that is a
 pod of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
-{{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (toString .Values.benchmark.batchSize) "--warmup-rounds" (toString .Values.benchmark.warmupRounds) -}}
+{{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
 {{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
 {{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
