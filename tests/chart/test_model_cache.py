@@ -70,9 +70,9 @@ def test_keep() -> None:
     policy = "helm.sh/resource-policy"
     kept = render().one("PersistentVolumeClaim")["metadata"]
     assert kept["annotations"] == {policy: "keep"}
-    gone = render({"cache": {"keep": False}})
-    assert "annotations" not in gone.one("PersistentVolumeClaim")["metadata"]
-    for release in (render(EVERYTHING), gone):
+    deleted = render({"cache": {"keep": False}})
+    assert "annotations" not in deleted.one("PersistentVolumeClaim")["metadata"]
+    for release in (render(EVERYTHING), deleted):
         for one in release.objects:
             if one["kind"] != "PersistentVolumeClaim":
                 assert policy not in one["metadata"].get("annotations", {})

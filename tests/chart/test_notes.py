@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.support.chart_values import MODES
-from tests.support.charts import Release, Values, merged, render
+from tests.support.charts import CHART, Release, Values, merged, render
 
 
 @pytest.mark.parametrize(
@@ -80,3 +82,10 @@ def test_commands_name_what_is_made(releases: dict[str, Release]) -> None:
             recipe = "serving.kserve.io/stop=true" in release.notes
             mode = release.one("InferenceService")["metadata"]["annotations"]
             assert recipe == (mode["serving.kserve.io/deploymentMode"] == "Knative")
+
+
+def test_the_readme_lists_the_knative_flags() -> None:
+    template = (CHART / "templates" / "_knative_flags.tpl").read_text()
+    flags = set(re.findall(r'"(kubernetes\.[a-z-]+)"', template))
+    assert len(flags) >= 10
+    assert set(re.findall(r"`(kubernetes\.[a-z-]+)`", (CHART / "README.md").read_text())) == flags

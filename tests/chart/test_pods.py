@@ -43,7 +43,7 @@ def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
 
 
 def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -> None:
-    """Those without a GPU are let in where those with one are, and go where there are some."""
+    """Pods without a GPU tolerate the taint of GPU nodes, and prefer these nodes."""
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     for release in releases.values():
         if not release.has("InferenceService"):
@@ -58,12 +58,12 @@ def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -
             )
             allowed = pod.get("tolerations", [])
             assert all(one in allowed for one in predictor.get("tolerations", []))
-            with_gpu, asks = (
+            with_gpu, requests = (
                 "nvidia.com/gpu" in one["containers"][0]["resources"]["limits"]
                 for one in (predictor, pod)
             )
-            visits = {"key": "nvidia.com/gpu", "operator": "Exists"} in allowed
-            assert visits or asks or not with_gpu
+            tolerates = {"key": "nvidia.com/gpu", "operator": "Exists"} in allowed
+            assert tolerates or requests or not with_gpu
     anywhere = render().one("Job")["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
     [wish] = anywhere["preferredDuringSchedulingIgnoredDuringExecution"]
     assert wish["preference"]["matchExpressions"][0]["key"] == "nvidia.com/gpu.product"
@@ -72,7 +72,7 @@ def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -
 
 
 def test_gpu_and_region_are_in_every_term() -> None:
-    """Terms are alternatives, so a label in one of them alone could be passed by."""
+    """Terms are alternatives, so each needs the labels."""
     affinity = render(EVERYTHING).predictor["affinity"]["nodeAffinity"]
     terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
     gpu = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["A40", "A100"]}
@@ -95,5 +95,5 @@ def test_gpus() -> None:
     [benchmark] = two.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
     [pull] = two.one("Job", "pull")["spec"]["template"]["spec"]["containers"]
     assert benchmark["resources"]["limits"]["amd.com/gpu"] == "2"
-    # A pull that held the only GPU would wait for a predictor that waits for it.
+    # A pull with the only GPU would keep the predictor from starting.
     assert "amd.com/gpu" not in pull["resources"]["limits"]

@@ -1,4 +1,4 @@
-"""Values that the chart refuses, with words that say what to do."""
+"""Values that the chart refuses, and the messages."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ({"fullnameOverride": "a" * 54}, "has 54 characters: at most 53"),
 ]
 
-#: Near the ones above, and fine.
+#: Like those above, and allowed.
 ALLOWED: list[Values] = [
     merged(MANY, {"scaling": {"maxReplicas": 2}}),
     merged(MANY, {"scaling": {"maxReplicas": 0, "minReplicas": 9}}),

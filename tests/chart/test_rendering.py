@@ -20,13 +20,13 @@ from tests.support.charts import (
     round_trip,
 )
 
-#: The oldest that Chart.yaml claims, and the newest that there is a schema for.
+#: The oldest version that Chart.yaml allows, and the newest with a schema.
 KUBERNETES = ("1.25", "1.37")
 
-#: Not built in: no schema in kubernetes-validate.
+#: Custom resources: kubernetes-validate has no schema for them.
 CUSTOM = {"InferenceService", "PodMonitor"}
 
-#: API versions that every supported Kubernetes serves and none has deprecated.
+#: API versions that every supported Kubernetes serves and none deprecates.
 API_VERSIONS = {
     "v1",
     "batch/v1",
@@ -121,7 +121,7 @@ def test_names_are_unique_and_short(releases: dict[str, Release]) -> None:
 
 
 def test_names_that_yaml_would_take_for_numbers() -> None:
-    """Or for booleans: they stay strings, in every object."""
+    """Names that look like numbers or booleans stay strings in every object."""
     values: Values = {
         "fullnameOverride": "on",
         "model": {"name": "6"},
@@ -145,7 +145,7 @@ def test_names_that_yaml_would_take_for_numbers() -> None:
 
 
 def test_optional_parts() -> None:
-    """They select what the others make, and every pod gets what is for all."""
+    """Optional objects select the others by their labels, and every pod gets the common values."""
     release = render(EVERYTHING, MANY)
     selected = {
         "serving.kserve.io/inferenceservice": release.one("InferenceService")["metadata"]["name"]

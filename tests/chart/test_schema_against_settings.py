@@ -250,6 +250,16 @@ def test_the_schema_has_the_settings_limits(flag: Flag) -> None:
     assert value == setting
 
 
+@pytest.mark.parametrize("name", DEFAULTS["model"]["defaults"])
+def test_the_readme_says_the_limits(name: str) -> None:
+    path = f"model.defaults.{name}"
+    [row] = re.findall(rf"^\| `{path}` .*$", (CHART / "README.md").read_text(), re.MULTILINE)
+    limits = [value for key, value in of_value(path).items() if "imum" in key]
+    assert len(limits) == 2
+    for limit in limits:
+        assert re.search(rf"(?<![\d.]){re.escape(str(limit))}(?![\d]|\.\d)", row), limit
+
+
 def test_every_setting_has_a_value_or_is_listed() -> None:
     """If this fails for a new setting: give it a value of the chart, or add it to UNMAPPED."""
     classes = [one for one in vars(settings).values() if isinstance(one, type)]

@@ -1,8 +1,8 @@
 {{/*
-The affinity of a pod, or nothing. Call: dict "root" . "gpu" BOOL, whether the pod asks for GPUs.
+The affinity of a pod, or nothing. Call: dict "root" . "gpu" BOOL, whether the pod requests GPUs.
 
 The terms of a required node affinity are alternatives, so each of them gets the labels of gpu and
-region. Without gpu.labelValues, a pod that asks for no GPU still prefers the GPU nodes.
+region. Without gpu.labelValues, a pod that requests no GPU still prefers the GPU nodes.
 */}}
 {{- define "gptj.affinity" -}}
 {{- $values := .root.Values -}}

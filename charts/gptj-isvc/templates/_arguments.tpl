@@ -39,8 +39,8 @@ cards in gpu.labelValues are of these two.
 {{- end }}
 
 {{/*
-The output folder's name has a hash of the settings and of the machine that is asked for. So a later
-pod of the same Job resumes its results, and another benchmark never does.
+The name of the output folder has a hash of the settings and of the requested machine. So a later pod
+of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}

@@ -10,11 +10,11 @@ imagePullSecrets:
 {{- end }}
 
 {{/*
-Where a pod may run, or nothing. Call: dict "root" . "gpu" BOOL, whether the pod asks for GPUs.
+Where a pod may run, or nothing. Call: dict "root" . "gpu" BOOL, whether the pod requests GPUs.
 
-All pods get the same constraints, because a volume may be created where its first pod runs. Clusters
-taint their GPU nodes and let in only pods that ask for a GPU. So a pod that asks for none gets a
-toleration of that taint.
+All pods get the same constraints, because a volume may be created where its first pod runs. Many
+clusters taint their GPU nodes, and add the toleration only to pods that request a GPU. So a pod that
+requests none gets the toleration here.
 */}}
 {{- define "gptj.podPlacement" -}}
 {{- $values := .root.Values -}}
