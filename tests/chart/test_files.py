@@ -26,11 +26,14 @@ def test_generated_files_are_up_to_date() -> None:
     assert golden == {f"{name}{end}" for name in EXAMPLES for end in (".yaml", "-notes.txt")}
 
 
-def test_examples_are_in_the_readme() -> None:
+def test_readmes_and_docs_name_the_examples() -> None:
+    """The chart's README installs each, and so do the project's pages together."""
     assert len(EXAMPLES) == 3
-    for readme in (ROOT / "README.md", CHART / "README.md"):
-        for name in EXAMPLES:
-            assert f"charts/gptj-isvc/examples/{name}.yaml" in readme.read_text()
+    files = {f"charts/gptj-isvc/examples/{name}.yaml" for name in EXAMPLES}
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    for texts in ([CHART / "README.md"], pages):
+        text = "\n".join(page.read_text() for page in texts)
+        assert set(re.findall(r"helm install .* -f (charts/\S+)", text)) == files
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
