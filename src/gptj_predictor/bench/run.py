@@ -111,7 +111,7 @@ def _in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path)
             rate = machine.measure_bandwidth(devices[0], threads)
             run = run.model_copy(update={"bandwidth": rate})
         engine = machine.alone(launch.start_engine)
-        run = run.model_copy(update={"kv_cache_tokens": engine.scheduler.pool.tokens})
+        run = run.model_copy(update={"kv_cache_tokens": engine.info().kv_cache_tokens})
         return EngineTarget(engine, _sampling(launch.folder)), run
 
     return Subject(
