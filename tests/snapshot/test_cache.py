@@ -1,4 +1,4 @@
-"""A cache on disk: which snapshot is served, what is damaged, what may go."""
+"""A model cache on disk: which snapshot is served, what is damaged, what may go."""
 
 from __future__ import annotations
 
