@@ -66,8 +66,9 @@ from transformers import GPTJConfig, GPTJForCausalLM, StoppingCriteria, Stopping
 
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
-from gptj_predictor.engine.request import Event, SamplingParams
+from gptj_predictor.engine.request import Event
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.sampling.params import SamplingParams
 
 CASES = ["decode", "concurrent", "prefix", "page"]
 PEERS = ["generate", "ct2"]

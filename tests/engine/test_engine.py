@@ -8,14 +8,9 @@ from typing import cast
 import pytest
 import torch
 
-from gptj_predictor.engine.request import (
-    EngineDeadError,
-    Event,
-    FinishReason,
-    RequestRefusedError,
-    SamplingParams,
-)
+from gptj_predictor.engine.request import EngineDeadError, Event, FinishReason, RequestRefusedError
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import GREEDY, FaultyNetwork, RunningEngine, load
 from tests.support.reference import ReferenceModel
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from gptj_predictor.engine.request import FinishReason, SamplingParams
+from gptj_predictor.engine.request import FinishReason
+from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import RunningEngine
 from tests.support.reference import EOS, ReferenceModel
 

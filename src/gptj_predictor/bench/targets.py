@@ -21,13 +21,8 @@ from gptj_predictor.bench.errors import BenchmarkError, CellError, DoesNotFitErr
 from gptj_predictor.bench.results import Round
 from gptj_predictor.bench.text import Prompt
 from gptj_predictor.engine.engine import Engine
-from gptj_predictor.engine.request import (
-    EngineDeadError,
-    Event,
-    EventSink,
-    RequestRefusedError,
-    SamplingParams,
-)
+from gptj_predictor.engine.request import EngineDeadError, Event, EventSink, RequestRefusedError
+from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.tokenizer import Tokenizer
 
 #: New tokens from which a text tells by its own tokens whether all of them were generated.

@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from gptj_predictor.engine.request import SamplingParams
-from gptj_predictor.engine.sampler import Sampler, uniform
+from gptj_predictor.sampling.params import SamplingParams
+from gptj_predictor.sampling.sampler import Sampler, uniform
 from tests.support.reference import EOS
 
 VOCABULARY = 40
