@@ -63,6 +63,7 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
         assert settings.tag is None
 
 
+@pytest.mark.process
 def test_from_install_to_prediction(tmp_path: Path) -> None:
     """As on a cluster: the predictor waits, the Job pulls, probes answer, the test pod asks.
 

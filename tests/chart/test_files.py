@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.support.charts import CHART, INSTALLS
@@ -14,6 +15,7 @@ from tests.support.charts import CHART, INSTALLS
 ROOT = CHART.parents[1]
 
 
+@pytest.mark.process
 def test_generated_files_are_up_to_date() -> None:
     """The values' table, and what the typical installs render to."""
     tool = [sys.executable, str(ROOT / "tools" / "chart_files.py"), "--check"]

@@ -173,6 +173,7 @@ def test_chart_and_package_have_one_version() -> None:
     assert render().container["image"].endswith(f":{__version__}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) -> None:
     seen: dict[str, Any] = {}

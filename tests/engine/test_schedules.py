@@ -22,6 +22,8 @@ from gptj_predictor.model.attention import TritonAttention
 from tests.support.engines import CPU, GREEDY, RunningEngine, check_pool
 from tests.support.reference import ReferenceModel
 
+pytestmark = pytest.mark.slow
+
 Request = tuple[tuple[int, ...], SamplingParams]
 
 
