@@ -139,6 +139,7 @@ def check_test_pod(pod: Object, server: RunningServer) -> None:
     assert run("another", "0", nobody, server.port).returncode == 1
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_metrics_that_exist(server: RunningServer) -> None:
     server.predict(["Right now"], max_new_tokens=2)
     exposed = server.client.get("/metrics").text

@@ -195,6 +195,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
         assert kubernetes_validate.validate(one, version, strict=True) == version
 
 
+@pytest.mark.slow
 def test_no_field_of_the_inference_service_is_lost(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         if release.has("InferenceService"):
