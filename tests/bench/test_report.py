@@ -50,6 +50,7 @@ def test_another_model_gets_no_ratio() -> None:
     assert all(line.split("|")[-2].strip() == "-" for line in text.splitlines()[4:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "parameters"), [(1, None), (8, None), (2, 2_563_712)])
 def test_report_files(tmp_path: Path, batch: int, parameters: int | None) -> None:
     made = made_up(batch) if parameters is None else made_up(batch, parameters=parameters)

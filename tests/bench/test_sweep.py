@@ -142,6 +142,7 @@ class TestEngineTarget:
                 assert type(caught.value) is kind
 
 
+@pytest.mark.slow
 def test_in_process_with_cells_that_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +216,7 @@ def test_every_flag_is_there_in_both_spellings(capsys: pytest.CaptureFixture[str
     assert "--max_body_bytes" not in text
 
 
+@pytest.mark.slow
 class TestHttp:
     def url(self, server: RunningServer) -> str:
         return f"http://127.0.0.1:{server.port}"
@@ -256,6 +258,7 @@ class TestHttp:
         assert "33 prompts; allowed are 1 to 32" in capsys.readouterr().err
 
 
+@pytest.mark.process
 class TestKilled:
     """The real command, ended from outside."""
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.servers import RunningServer, environment
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 FIGURE = r"[\d.]+"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+import pytest
+
 from gptj_predictor.engine.request import FinishReason
 from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import RunningEngine
@@ -38,6 +40,7 @@ def mixed_requests(
     return requests
 
 
+@pytest.mark.slow
 def test_one_mixed_batch(small: ReferenceModel, large: bool) -> None:
     requests = mixed_requests(small, 400 if large else 60, seed=3)
     with RunningEngine(small.folder, max_batch_size=len(requests)) as engine:
@@ -51,6 +54,7 @@ def test_one_mixed_batch(small: ReferenceModel, large: bool) -> None:
     assert {reason for _, reason in results} == {FinishReason.STOP, FinishReason.LENGTH}
 
 
+@pytest.mark.slow
 def test_joining_and_leaving_a_small_batch(small: ReferenceModel) -> None:
     """More requests than places, pages and prefill tokens: they queue, and nothing changes."""
     requests = mixed_requests(small, 30, seed=5)

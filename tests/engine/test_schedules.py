@@ -25,6 +25,8 @@ from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
 from tests.support.reference import ReferenceModel
 
+pytestmark = pytest.mark.slow
+
 Request = tuple[tuple[int, ...], SamplingParams]
 
 

@@ -91,6 +91,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_distribution_is_the_reference_s(case: dict[str, float], large: bool) -> None:
     """Chi-square of many draws, all rows of one batch, against transformers' probabilities."""
