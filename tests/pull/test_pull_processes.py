@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from gptj_predictor.model.network import Placement
-from gptj_predictor.pull.commands import describe_root
 from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot
 from gptj_predictor.snapshot.errors import SnapshotMissingError
 from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.info import describe_root
 from gptj_predictor.snapshot.load import load_network
 from gptj_predictor.snapshot.verify import find_damage
 from tests.support.hub import HubServer
