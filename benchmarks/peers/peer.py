@@ -6,6 +6,7 @@ import multiprocessing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import torch
 
@@ -57,8 +58,7 @@ class SeparatePeer(Peer):
         self._pool = ProcessPoolExecutor(
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
-            initializer=_make,
-            initargs=(make, *arguments),
+            initializer=partial(_make, make, *arguments),
         )
 
     def run(self, prompts: Prompts, new: int) -> Timing:
