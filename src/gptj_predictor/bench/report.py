@@ -22,8 +22,8 @@ COLUMNS = (
     "that this one replaces (fp16)."
 )
 FIRST_TOKEN = {
-    "event": "until every sequence had its first one",
-    "one-token request": "a request of its own for one token of other prompts",
+    "event": "until every sequence had its first token",
+    "one-token request": "a separate request for one token after other prompts",
 }
 FIGURES = (
     "Seconds and time to first token (TTFT) are medians over the rounds; p95 is interpolated "
