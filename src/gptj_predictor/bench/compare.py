@@ -91,36 +91,43 @@ def compare(before: Results, after: Results, threshold: float) -> Comparison:
         PlanError: they have none in common.
     """
     notes = _differences(before, after)
-    cells = {cell.key: cell for cell in before.cells}, {cell.key: cell for cell in after.cells}
     pairs = []
-    for key in sorted({*cells[0], *cells[1]}):
-        one, other = (side.get(key) for side in cells)
-        if one and other and one.seconds is not None and other.seconds is not None:
-            pairs.append(Pair(one, other))
+    for batch, tokens in sorted({cell.key for cell in (*before.cells, *after.cells)}):
+        a, b = before.cell(batch, tokens), after.cell(batch, tokens)
+        if a and b and a.seconds is not None and b.seconds is not None:
+            pairs.append(Pair(a, b))
         else:
-            states = ", ".join(
-                f"{side} {'missing' if cell is None else cell.status.replace('_', ' ')}"
-                for side, cell in (("A", one), ("B", other))
-            )
-            notes.append(f"batch {key[0]}, {key[1]} tokens: {states}")
+            notes.append(f"batch {batch}, {tokens} tokens: A {_state(a)}, B {_state(b)}")
     if not pairs:
         raise PlanError("the two results have no measured cell in common")
     return Comparison(pairs, notes, threshold)
 
 
+def _state(cell: Cell | None) -> str:
+    return "missing" if cell is None else cell.status.replace("_", " ")
+
+
 def _differences(before: Results, after: Results) -> list[str]:
     """In which ways model, machine or settings differ, a line each."""
-    own = {"started", "resumed", "batch_size", "lengths"}
-    notes = []
-    for part in ("run", "settings"):
-        left = _flat(getattr(before, part).model_dump(exclude=own))
-        right = _flat(getattr(after, part).model_dump(exclude=own))
-        for name in {**left, **right}:
-            one, other = left.get(name), right.get(name)
-            if one != other:
-                shown = [UNKNOWN if value is None else str(value) for value in (one, other)]
-                notes.append(f"{name} differs: A {shown[0]}, B {shown[1]}")
-    return notes
+    a, b = _facts(before), _facts(after)
+    return [
+        f"{name} differs: A {_shown(a.get(name))}, B {_shown(b.get(name))}"
+        for name in {**a, **b}
+        if a.get(name) != b.get(name)
+    ]
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    """What should be the same in two results, by dotted names."""
+    # Cells that only one has are noted one by one; no two runs have the same times.
+    others = {"started", "resumed", "batch_size", "lengths"}
+    return _flat(results.run.model_dump(exclude=others)) | _flat(
+        results.settings.model_dump(exclude=others)
+    )
+
+
+def _shown(value: object) -> str:
+    return UNKNOWN if value is None else str(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -114,7 +114,7 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
     title = (
         "Seconds per response, beside the published ones"
         if same_size
-        else ("Seconds per response; GPT-J-6B's published ones are left out")
+        else "Seconds per response; GPT-J-6B's published ones are left out"
     )
     _finish(axes, title, "tokens in the response, prompt included", "seconds")
     _ticks_of_tokens(axes, max(point[0] for point, *_ in labels) if labels else 0)
@@ -123,6 +123,7 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
 
 def _draw_batches(axes: Axes, results: Results) -> None:
     lengths = results.settings.lengths
+    # Up to four lengths, evenly from the shortest to the longest.
     shown = sorted({lengths[round(part * (len(lengths) - 1) / 3)] for part in range(4)})
     labels = []
     for tokens, color in zip(shown, SHADES, strict=False):

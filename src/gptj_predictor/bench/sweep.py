@@ -29,7 +29,7 @@ class Sweep:
         self._prompts = prompts
         self._settings = results.settings
         self._bandwidth = results.run.bandwidth
-        self._first_apart = results.run.first_token == "one-token request"  # noqa: S105
+        self._first_separately = results.run.first_token == "one-token request"  # noqa: S105
 
     def prompts(self, batch: int, *place: object) -> list[Prompt]:
         """The prompts of one round."""
@@ -59,7 +59,7 @@ class Sweep:
     def _round(self, batch: int, tokens: int, new_tokens: int, number: int) -> Round:
         seed = self._prompts.sampling_seed(batch, tokens, number)
         first = None
-        if self._first_apart:
+        if self._first_separately:
             # With other prompts: the prefix cache would keep the round's own.
             others = self.prompts(batch, tokens, number, "first token")
             first = self._target.run(others, 1, seed).seconds
