@@ -140,3 +140,13 @@ def test_load_test_needs_aiperf(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "aiperf is not installed" in done.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_compare_with_peers_imports_little() -> None:
+    """On a GPU machine it has torch, transformers, numpy and Triton, and the source tree."""
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); "
+        "sys.modules |= dict.fromkeys(['pydantic', 'kserve', 'psutil', 'orjson', 'accelerate']); "
+        "import compare_with_peers"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True)
