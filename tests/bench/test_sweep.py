@@ -14,10 +14,12 @@ from typing import Any, cast
 
 import pytest
 
+from gptj_predictor.bench.engine_target import EngineTarget
 from gptj_predictor.bench.errors import CellError, DoesNotFitError, PlanError
+from gptj_predictor.bench.http_target import HttpTarget
 from gptj_predictor.bench.results import Results, read_results
-from gptj_predictor.bench.run import lengths
-from gptj_predictor.bench.targets import EngineTarget, HttpTarget, Sampling
+from gptj_predictor.bench.subject import lengths
+from gptj_predictor.bench.targets import Sampling
 from gptj_predictor.bench.text import Prompt, Prompts
 from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
