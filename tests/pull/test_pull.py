@@ -534,6 +534,7 @@ def test_a_killed_move_of_servable_files_goes_on(
     }
 
 
+@pytest.mark.process
 def test_peak_memory(tmp_path: Path) -> None:
     """A pull adds less than the largest tensor plus 610 MiB, whatever the checkpoint's size.
 
@@ -566,6 +567,7 @@ def test_peak_memory(tmp_path: Path) -> None:
     assert added < largest + 610 * 2**20
 
 
+@pytest.mark.process
 class TestVolumes:
     """Volumes that cannot be written, as a process meets them."""
 

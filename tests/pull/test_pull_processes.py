@@ -23,6 +23,8 @@ from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, ROOT, Puller, Pullers, pickled, tree
 from tests.support.servers import RunningServer
 
+pytestmark = pytest.mark.process
+
 WEIGHTS = "pytorch_model.bin"
 
 

@@ -109,6 +109,7 @@ class TestFind:
             find_snapshot(MODEL_ID, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_flipped_byte_anywhere(tmp_path: Path, large: bool) -> None:
     """In every file: first, last, some between; found by verify and by a server's start."""
     version = publish(tmp_path)
@@ -150,6 +151,7 @@ def test_missing_truncated_and_longer_files(tmp_path: Path) -> None:
         file.write_bytes(content)
 
 
+@pytest.mark.process
 def test_a_server_names_file_and_command(tmp_path: Path) -> None:
     """As a process: damage that only a look at the values shows; and the flag to skip the look."""
     version = publish(tmp_path)
