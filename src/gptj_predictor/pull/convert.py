@@ -1,6 +1,6 @@
-"""A downloaded checkpoint, pickled or not, to sharded safetensors in one dtype.
+"""Converting a downloaded checkpoint, pickled or not, to sharded safetensors in one dtype.
 
-Tensor by tensor and piece by piece, so that memory holds one shard whatever the checkpoint's size.
+It goes tensor by tensor and piece by piece: memory holds one shard, whatever the checkpoint's size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from gptj_predictor.snapshot.load import read_into
 #: is compared with what is on disk.
 SHARD_BYTES = 256 * 2**20
 
-#: Bytes of a source that are taken in at once.
+#: Bytes of a source that are read at once.
 PIECE_BYTES = 16 * 2**20
 
 _PAGE = mmap.PAGESIZE

@@ -101,7 +101,7 @@ def find_damage(version: Path, *, everything: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Lines about files that are not what the manifest says, and about those nobody can tell of."""
+    """Lines about files that are not what the manifest says, and about files nobody can read."""
 
     damaged: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
