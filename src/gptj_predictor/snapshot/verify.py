@@ -60,7 +60,7 @@ def verify(folder: Path) -> Iterator[Verdict]:
         try:
             superseded = root is not None and version not in root.servable()
         except SnapshotError as error:
-            problem = error
+            problem = None if version == folder else error  # one version is judged by itself
         remedy = prune_command(version.parent.parent) if superseded else repair_command(version)
         yield Verdict(version, damage, superseded, remedy)
     if problem is not None:
