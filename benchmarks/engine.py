@@ -67,6 +67,7 @@ from transformers import GPTJConfig, GPTJForCausalLM, StoppingCriteria, Stopping
 from gptj_predictor.engine.engine import Engine, EngineConfig
 from gptj_predictor.engine.request import Event, SamplingParams
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.snapshot.builder import NetworkBuilder
 
 CASES = ["decode", "concurrent", "prefix", "page"]
 PEERS = ["generate", "ct2"]
@@ -407,17 +408,12 @@ def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> 
 
 def make_network(config: GPTJConfig, model: Any, device: torch.device) -> tuple[GPTJNetwork, int]:
     """Our network with the model's weights, and how many of its bytes a decode step reads."""
-    with torch.device("meta"):
-        network = GPTJNetwork(config, model.dtype)
-    network.allocate(Placement.on(device, config.n_layer))
+    builder = NetworkBuilder(config, model.dtype, Placement.on(device, config.n_layer))
     weights = model.state_dict()
-    views = network.checkpoint_views()
-    for name, view in views.items():
-        view.copy_(weights[name])
-    step_bytes = sum(v.nbytes for name, v in views.items() if name != "transformer.wte.weight")
-    del views, view
-    network.pack()
-    return network.eval(), step_bytes
+    for name in builder.layout.places:
+        builder.fill(name, weights[name])
+    network = builder.finish()
+    return network, network.weight_bytes - network.weights["embedding.weight"].nbytes
 
 
 def make_ctranslate2(model: Any, step_bytes: int, threads: int, kind: str) -> CTranslate2:

@@ -31,15 +31,15 @@ import json, sys, time
 from pathlib import Path
 import torch
 from gptj_predictor.devices.host import usable_cpus
-from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
 
 path, dtype, digests, pack = Path(sys.argv[1]), getattr(torch, sys.argv[2]), *map(int, sys.argv[3:])
 torch.set_num_threads(usable_cpus())
 if not pack:
-    Projection.packs = False
+    NetworkBuilder.packs = lambda *_: False
 folder = SnapshotFolder.open(path)
 device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 placement = Placement.on(device, folder.config.n_layer)

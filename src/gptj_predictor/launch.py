@@ -16,7 +16,8 @@ from gptj_predictor.engine.engine import Engine, EngineConfig
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import ServerSettings
 from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.load import check_tensors, empty_network, load_network
+from gptj_predictor.snapshot.layout import NetworkLayout
+from gptj_predictor.snapshot.load import check_tensors, load_network
 from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,13 @@ class LaunchPlan:
         descriptions = [describe_device(device) for device in devices]
         choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
         free = {device: free_bytes(device) for device in devices}
-        placement = place(empty_network(folder.config, choice.dtype), devices, free)
+        placement = place(
+            NetworkLayout(folder.config).part_bytes(choice.dtype),
+            devices,
+            free,
+            dtype=choice.dtype,
+            tied=folder.config.tie_word_embeddings,
+        )
         for device, description in zip(devices, descriptions, strict=True):
             if device in placement.devices:
                 check_precision(settings.precision, choice.dtype, description)
@@ -124,7 +131,7 @@ class LaunchPlan:
             max_prefill_tokens=prefill_tokens,
             page_size=self.settings.page_size,
             kv_cache_bytes={
-                device: self._kv_cache_bytes(device, network.activation_bytes(prefill_tokens, rows))
+                device: self._kv_cache_bytes(device, self._activation_bytes(prefill_tokens, rows))
                 for device in self.placement.devices
             },
             enable_prefix_caching=self.settings.enable_prefix_caching,
@@ -138,6 +145,18 @@ class LaunchPlan:
         )
         engine.start()
         return engine
+
+    def _activation_bytes(self, tokens: int, rows: int) -> int:
+        """Memory that a step of ``tokens`` tokens and ``rows`` rows of logits takes at most.
+
+        Per token: both sides of the two products, the norm and attention's copies; per row the
+        logits, their fp32 copy and as much again for sampling, twice. Rounded up by a half.
+        """
+        config, size = self.folder.config, self.dtype.itemsize
+        inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+        per_token = (8 * config.n_embd + 2 * inner) * size
+        per_row = config.vocab_size * (size + 4 * torch.float32.itemsize)
+        return (tokens * per_token + rows * per_row) * 3 // 2
 
     def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:
         if self.settings.kv_cache_gib is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) 
         network, broken = runner.network, threading.Event()
 
         class Failing:
-            def __call__(self, step: StepInputs, *rest: object) -> torch.Tensor:
+            def __call__(self, step: StepInputs, *rest: Any) -> torch.Tensor:
                 if broken.is_set():
                     raise torch.OutOfMemoryError("no memory left")
                 return network(step, *rest)

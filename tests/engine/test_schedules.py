@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
 from gptj_predictor.engine.sequence import Sequence
-from gptj_predictor.model.attention import TritonAttention
+from gptj_predictor.model.triton_attention import TritonAttention
 from tests.support.engines import CPU, GREEDY, RunningEngine, check_pool
 from tests.support.reference import ReferenceModel
 

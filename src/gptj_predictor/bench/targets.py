@@ -138,7 +138,7 @@ class EngineTarget(Target):
         config = network.config
         self._gpus = [device for device in network.placement.devices if device.type == "cuda"]
         # One row of the embedding is read per token; tied, it is the head too and read whole.
-        unread = 0 if config.tie_word_embeddings else network.embedding.weight.nbytes
+        unread = 0 if config.tie_word_embeddings else network.weights["embedding.weight"].nbytes
         self._weight_bytes = network.weight_bytes - unread
         self._token_bytes = 2 * config.n_layer * config.n_embd * network.dtype.itemsize
 

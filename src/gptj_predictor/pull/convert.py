@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gptj_predictor.common.progress import Progress
+from gptj_predictor.snapshot.blocks import read_into
 from gptj_predictor.snapshot.cache import sync
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
@@ -29,7 +30,6 @@ from gptj_predictor.snapshot.folder import (
     StoredTensor,
     read_header,
 )
-from gptj_predictor.snapshot.load import read_into
 
 #: Bytes of tensors in one shard, unless one tensor alone has more. It is in memory twice, while it
 #: is compared with what is on disk.
