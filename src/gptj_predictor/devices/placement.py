@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import infer_auto_device_map
 from torch import nn
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import Placement
 
@@ -83,7 +84,7 @@ def place(
     available = ", ".join(
         f"{room[device]} of {free[device]} free bytes on {device}" for device in devices
     )
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     raise DeviceError(
         f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {name}) and do not fit the "
         f"room for them: {available}; a 16-bit --precision halves float32, and --device takes "

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.engine import Engine, Handle
-from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError, SamplingParams
+from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
+from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.settings import GenerationParameters
 from gptj_predictor.tokenizer import Detokenizer, Tokenizer
 
@@ -89,7 +90,7 @@ class TextGenerator:
 
     def _lengths(self, request: GenerationRequest, number: int, prompt: int) -> tuple[int, int]:
         """The least and the greatest total length of one instance's sequences."""
-        parameters, context = request.parameters, self.engine.context
+        parameters, context = request.parameters, self.engine.info().max_context
         where = f"instances[{number}]"
         if parameters.max_new_tokens is not None:
             longest_name, longest = "max_new_tokens", prompt + parameters.max_new_tokens

@@ -21,7 +21,7 @@ import torch
 
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_digest, read_into
 from gptj_predictor.snapshot.builder import NetworkBuilder
-from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.load_plan import Block, BlockGroup
 
 #: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/loading.py``).
@@ -146,7 +146,7 @@ class BlockLoader:
         except OSError as error:
             raise SnapshotError(f"{block.file} cannot be read: {error}") from error
         if block.digest is not None and block_digest(content) != block.digest:
-            raise SnapshotError(
+            raise SnapshotDamagedError(
                 f"{block.file} is damaged between bytes {block.begin} and "
                 f"{block.begin + block.size}: the digest is not the manifest's"
             )

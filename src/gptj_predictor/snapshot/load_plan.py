@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gptj_predictor.snapshot.blocks import TensorRange, block_ranges
-from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.folder import StoredTensor
 from gptj_predictor.snapshot.layout import Place
 from gptj_predictor.snapshot.manifest import Manifest
@@ -111,7 +111,7 @@ def _blocks(
     if manifest is not None:
         record = manifest.files.get(file.path.name)
         if record is None or len(record.blocks) != len(ranges):
-            raise SnapshotError(f"{file.path} is damaged: its blocks are not the manifest's")
+            raise SnapshotDamagedError(f"{file.path} is damaged: its blocks are not the manifest's")
         digests = record.blocks
     wanted = {
         tensor.offset: tensor

@@ -1,0 +1,171 @@
+"""How fast do a snapshot's weights load, beside the fastest plain read of the same bytes?
+
+    .venv/bin/python benchmarks/weight_loading.py FOLDER [--rounds 3] [--caches cold warm]
+
+A plain read is parallel readers, each filling one small buffer again and again. One that keeps the
+bytes, as a load has to, also pays for memory that was never used, which on a virtual machine can
+take longer than the reading; it is measured too. Every load is a process of its own. ``cold`` takes
+the files out of the page cache first (``posix_fadvise``), ``warm`` reads them once before. How long
+a server takes from its start to its first token is measured by ``cold_start.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import mmap
+import os
+import statistics
+import threading
+import time
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+import torch
+
+from gptj_predictor.devices.host import usable_cpus
+from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.builder import NetworkBuilder
+from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.load import load_network
+from processes import run_in_new_process
+
+READERS = (1, 2, 4, 8, 16)
+PIECE = 8 * 2**20
+
+#: What is compared: whether digests are checked, whether weights are packed for the CPU.
+LOADS = {
+    "load": (True, True),
+    "load, no digests": (False, True),
+    "load, not packed": (True, False),
+}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--caches", nargs="+", default=["cold", "warm"], choices=["cold", "warm"])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--readers", nargs="+", type=int, default=list(READERS))
+    parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
+    arguments = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the server does, for the new processes
+    files = sorted(arguments.folder.glob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
+    print(f"{len(files)} files, {size / 1e9:.2f} GB, {os.cpu_count()} CPUs")
+    for cache in arguments.caches:
+        measure(arguments, cache, files, size)
+
+
+def measure(arguments: argparse.Namespace, cache: str, files: list[Path], size: int) -> None:
+    """Measure all reads and loads in turns, with the page cache in one state."""
+    reads: dict[int, list[float]] = {count: [] for count in arguments.readers}
+    loads: dict[str, list[float]] = {name: [] for name in arguments.loads}
+    peaks: dict[str, int] = {}
+    kept: dict[int, list[float]] = {count: [] for count in arguments.readers if 1 < count < 16}
+    for _ in range(arguments.rounds):
+        for count, times in reads.items():
+            prepare(cache, files)
+            times.append(plain_read(files, count))
+        for count, times in kept.items():
+            prepare(cache, files)
+            times.append(plain_read(files, count, mmap.mmap(-1, size)))
+        for name, times in loads.items():
+            prepare(cache, files)
+            seconds, peaks[name] = run_in_new_process(
+                load, arguments.folder, arguments.dtype, *LOADS[name]
+            )
+            times.append(seconds)
+    best = min(min(times) for times in reads.values())
+    print(f"\n{cache}: seconds (median of {arguments.rounds}), GB/s, x the best plain read")
+    for count, times in reads.items():
+        line(f"plain read, {count} readers", times, size, best)
+    for count, times in kept.items():
+        line(f"plain read that keeps, {count} readers", times, size, best)
+    for name, times in loads.items():
+        line(f"{name}, peak {peaks[name] / 1e9:.2f} GB", times, size, best)
+
+
+def line(name: str, times: list[float], size: int, best: float) -> None:
+    """One row."""
+    middle = statistics.median(times)
+    print(
+        f"{name:36} {middle:7.2f} s {size / 1e9 / middle:6.2f} GB/s {middle / best:6.2f} x"
+        f"   (best {min(times):.2f})"
+    )
+
+
+def prepare(cache: str, files: list[Path]) -> None:
+    """Take the files out of the page cache, or bring them in."""
+    if cache == "warm":
+        plain_read(files, 4)
+        return
+    os.sync()
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def plain_read(files: list[Path], readers: int, keep: mmap.mmap | None = None) -> float:
+    """Read all files with so many threads.
+
+    Args:
+        files: To read.
+        readers: Threads.
+        keep: Memory of all files' size, in which every byte stays. Without it every thread has one
+            small buffer, which it fills again and again.
+
+    Returns:
+        The seconds.
+    """
+    pieces: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
+    descriptors = [os.open(file, os.O_RDONLY) for file in files]
+    end = 0
+    if keep is not None:
+        keep.madvise(mmap.MADV_HUGEPAGE)
+    for descriptor in descriptors:
+        size = os.fstat(descriptor).st_size
+        for offset in range(0, size, PIECE):
+            pieces.put((descriptor, offset, end + offset))
+        end += size
+
+    def read() -> None:
+        buffer = bytearray(PIECE)
+        try:
+            while True:
+                descriptor, offset, place = pieces.get_nowait()
+                into = memoryview(buffer if keep is None else keep)
+                begin = 0 if keep is None else place
+                os.preadv(descriptor, [into[begin : begin + PIECE]], offset)
+        except Empty:
+            pass
+
+    threads = [threading.Thread(target=read) for _ in range(readers)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds = time.perf_counter() - began
+    for descriptor in descriptors:
+        os.close(descriptor)
+    return seconds
+
+
+def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
+    """Load a snapshot once, in the process that this is called in; returns the seconds."""
+    torch.set_num_threads(usable_cpus())
+    if not pack:
+        setattr(NetworkBuilder, "packs", lambda *_: False)  # noqa: B010 - mypy wants no assignment
+    folder = SnapshotFolder.open(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    placement = Placement.on(device, folder.config.n_layer)
+    began = time.perf_counter()
+    load_network(folder, getattr(torch, dtype), placement, check_digests=check_digests)
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
