@@ -24,7 +24,7 @@ from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.load_plan import Block, BlockGroup
 
-#: Threads that read. Beyond 8 nothing was gained on a local disk (``benchmarks/loading.py``).
+#: Threads that read. Beyond 8 a local disk gave nothing more (``benchmarks/weight_loading.py``).
 READERS = 8
 
 #: Weights that are being read or packed at the same time. Memory that was never used costs as much
