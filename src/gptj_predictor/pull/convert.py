@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress
+from gptj_predictor.snapshot.blocks import read_into
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
     CONSTANT_BUFFERS,
@@ -30,7 +31,6 @@ from gptj_predictor.snapshot.folder import (
     StoredTensor,
     read_header,
 )
-from gptj_predictor.snapshot.load import read_into
 
 #: Bytes of tensors in one shard, unless one tensor alone has more. It is in memory twice, while it
 #: is compared with what is on disk.
