@@ -9,12 +9,13 @@ import pytest
 from gptj_predictor import launch
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.launch import LaunchPlan
-from gptj_predictor.settings import ServerSettings
+from gptj_predictor.settings import Precision, ServerSettings
 from tests.support.sparse import write_sparse_snapshot
 
 
 def threads(folder: Path, wanted: int | None = None) -> int:
-    return LaunchPlan.prepare(folder, ServerSettings(device="cpu", threads=wanted)).threads
+    settings = ServerSettings(device="cpu", precision=Precision.NATIVE, threads=wanted)
+    return LaunchPlan.prepare(folder, settings).threads
 
 
 def test_threads_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

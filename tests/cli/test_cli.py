@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from gptj_predictor import __version__
-from gptj_predictor.cli import SettingsError, build_parser, read_settings
+from gptj_predictor.cli import SettingsError, build_parser
+from gptj_predictor.cli.serve import read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.devices.precision import Precision
-from gptj_predictor.settings import GenerationParameters, ServerSettings, wire_name
+from gptj_predictor.settings import GenerationParameters, Precision, ServerSettings, wire_name
 from tests.support.reference import make_reference
 from tests.support.servers import NAME, RunningServer, command, environment, free_port
 

@@ -10,11 +10,7 @@ from accelerate.utils import infer_auto_device_map
 
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import GPTJLayer, GPTJNetwork, Placement
-
-#: Share of a GPU's free memory that weights may fill; the rest is for the KV cache and activations.
-GPU_WEIGHT_SHARE = 0.85
-#: The same for host memory, of which a server needs little else.
-CPU_WEIGHT_SHARE = 0.9
+from gptj_predictor.settings import CPU_WEIGHT_SHARE, GPU_WEIGHT_SHARE
 
 
 class DeviceError(ValueError):

@@ -14,9 +14,8 @@ from typing import NoReturn
 from filelock import Timeout
 
 from gptj_predictor.common.progress import readable
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.pull.pull import PullRequest, pull
-from gptj_predictor.settings import DEFAULT_MODEL_ID
+from gptj_predictor.settings import DEFAULT_MODEL_ID, Precision
 from gptj_predictor.snapshot.cache import ModelRoot, find_roots, pull_command, remove_version
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import repair_command

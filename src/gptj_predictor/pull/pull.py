@@ -19,7 +19,7 @@ from filelock import Timeout
 from transformers import GPTJConfig
 
 from gptj_predictor.common.progress import readable, say
-from gptj_predictor.devices.precision import Precision, choose_precision, describe_device
+from gptj_predictor.devices.precision import choose_precision, describe_device
 from gptj_predictor.pull.convert import (
     check_checkpoint,
     convert,
@@ -28,7 +28,7 @@ from gptj_predictor.pull.convert import (
     stored_bytes,
 )
 from gptj_predictor.pull.hub import HubFile, Listing, download, list_files
-from gptj_predictor.settings import wire_name
+from gptj_predictor.settings import Precision, wire_name
 from gptj_predictor.snapshot.cache import LEASE_SECONDS, ModelRoot, sync_tree
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
