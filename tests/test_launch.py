@@ -14,7 +14,8 @@ from tests.support.sparse import write_sparse_snapshot
 
 
 def threads(folder: Path, wanted: int | None = None) -> int:
-    settings = ServerSettings(device="cpu", precision=Precision.NATIVE, threads=wanted)
+    # Two bytes a value, whether the CPU would choose that or not.
+    settings = ServerSettings(device="cpu", threads=wanted, precision=Precision.BFLOAT16)
     return LaunchPlan.prepare(folder, settings).threads
 
 

@@ -59,7 +59,7 @@ class TextGenerator:
 
     def _tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
         parameters = request.parameters
-        lengths, context = parameters.lengths, self.engine.context
+        lengths, context = parameters.lengths, self.engine.info().max_context
         tokenized = []
         for number, text in enumerate(request.prompts):
             token_ids = self._tokenizer.encode(text) or [self._begin_of_text()]
