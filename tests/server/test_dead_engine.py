@@ -19,9 +19,8 @@ from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.settings import GenerationParameters, Limits
 from gptj_predictor.tokenizer import Tokenizer
-from tests.server.test_process import LIVE_PATHS, READY_PATHS
 from tests.support.engines import FaultyNetwork, load, make_config
-from tests.support.servers import NAME
+from tests.support.servers import LIVE_PATHS, NAME, READY_PATHS
 
 
 def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,16 +200,18 @@ class _Bounds:
         low = self.low
         if self.zero_or_from is not None:
             kind, low = f"0, or {kind}", self.zero_or_from
-        if low is None and high is None:
-            return kind
         start = "" if low is None else f" above {low}" if self.above_low else f" from {low}"
         if self.zero is not None:
             start += f" ({self.zero})"
         if high is None:
-            return f"{kind}{start}" if self.above_low else f"{kind}{start} on"
-        if below:
-            return f"{kind}{start}{' and' if start else ''} below {high}"
-        return f"{kind}{start}{' and up' if self.above_low or not start else ''} to {high}"
+            end = " on" if start and not self.above_low else ""
+        elif below:
+            end = f" and below {high}" if start else f" below {high}"
+        elif not start:
+            end = f" up to {high}"
+        else:
+            end = f" and up to {high}" if self.above_low else f" to {high}"
+        return f"{kind}{start}{end}"
 
 
 def _flat(metadata: Iterable[Any]) -> Iterable[Any]:
