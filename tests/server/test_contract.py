@@ -171,6 +171,7 @@ def test_not_http(server: RunningServer) -> None:
     assert_works(server)
 
 
+@pytest.mark.slow
 def test_invalid_bytes_in_the_output_become_replacement_characters(
     server: RunningServer,
 ) -> None:
@@ -184,6 +185,7 @@ def test_invalid_bytes_in_the_output_become_replacement_characters(
     assert any("\ufffd" in text for text in texts)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "start",
     [
@@ -217,6 +219,7 @@ def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
         return True
 
 
+@pytest.mark.process
 def test_a_long_answer_is_not_cut_off(hasty: RunningServer) -> None:
     for tokens in (250, 500, 1000, 2000):
         started = time.monotonic()
@@ -226,6 +229,7 @@ def test_a_long_answer_is_not_cut_off(hasty: RunningServer) -> None:
     pytest.fail("no answer took longer than the limit for requests")
 
 
+@pytest.mark.process
 def test_a_kept_connection_is_not_cut_off(hasty: RunningServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", hasty.port)
     connection.request("GET", "/")

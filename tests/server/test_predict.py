@@ -10,6 +10,8 @@ import pytest
 from tests.support.exact import Exact
 from tests.support.servers import RunningServer
 
+pytestmark = pytest.mark.process
+
 PROMPTS = [
     "The secret to a happy life is to",
     "Message: I love it. Sentiment:",

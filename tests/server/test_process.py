@@ -27,6 +27,8 @@ from tests.support.servers import (
 )
 from tests.support.sparse import write_sparse_snapshot
 
+pytestmark = pytest.mark.process
+
 
 def test_not_loaded_yet(large_snapshot: Path) -> None:
     """Alive at once; not ready, and 503 with Retry-After, until the weights are loaded."""

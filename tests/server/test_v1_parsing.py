@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from kserve.errors import InvalidInput
@@ -68,7 +69,7 @@ def test_parameters_may_be_missing(sent: str | bytes) -> None:
 
 def test_bounds_themselves_are_allowed() -> None:
     parse(body(["a"] * 32))
-    for name, values in {
+    allowed: dict[str, list[Any]] = {
         "min_length": [0, 1024],
         "max_length": [1, 2048],
         "min_new_tokens": [0, 2048],
@@ -82,7 +83,9 @@ def test_bounds_themselves_are_allowed() -> None:
         "num_return_sequences": [1, 8],
         "stop": ["a" * 64, ["a"] * 4, None],
         "return_full_text": [True, False],
-    }.items():
+    }
+    assert set(allowed) == set(GenerationParameters.model_fields)
+    for name, values in allowed.items():
         for value in values:
             assert getattr(parse(body(**{name: value})).parameters, name) == value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ CONTEXT = 2048
 DEFAULTS = Lengths(min_length=1, max_length=1024)
 
 
-def given(**lengths: int | None) -> Lengths:
+def given(**lengths: Any) -> Lengths:
     """What a request says, over the built-in defaults."""
     return replace(DEFAULTS, **lengths, given=frozenset(lengths)).over(DEFAULTS)
 

@@ -134,7 +134,7 @@ def compare(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     from gptj_predictor.bench import commands
 
     with one_line_errors():
-        commands.run_compare(argparse.Namespace(**settings.model_dump()))
+        commands.print_comparison(settings.before, settings.after, settings.threshold)
 
 
 def report(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -148,4 +148,4 @@ def report(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     from gptj_predictor.bench import commands
 
     with one_line_errors():
-        commands.run_report(argparse.Namespace(**settings.model_dump()))
+        commands.rewrite_report(settings.results, settings.reference)

@@ -76,9 +76,22 @@ def pull(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(PullSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull import commands
+        from gptj_predictor.pull.commands import run_pull
+        from gptj_predictor.pull.pull import PullRequest
 
-        commands.run_pull(argparse.Namespace(**settings.model_dump()))
+        run_pull(
+            PullRequest(
+                model_id=settings.model_id,
+                revision=settings.revision,
+                precision=settings.precision,
+                cache=settings.dest,
+                offline=settings.offline,
+                keep_source=settings.keep_source,
+                verify=settings.verify,
+                retries=settings.retries,
+                tag=settings.tag,
+            )
+        )
 
 
 def verify(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -89,9 +102,9 @@ def verify(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(SnapshotSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull import commands
+        from gptj_predictor.pull.commands import run_verify
 
-        commands.run_verify(argparse.Namespace(**settings.model_dump()))
+        run_verify(settings.folder)
 
 
 def info(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -102,9 +115,9 @@ def info(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(InfoSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull import commands
+        from gptj_predictor.pull.commands import run_info
 
-        commands.run_info(argparse.Namespace(folder=settings.folder, json=settings.as_json))
+        run_info(settings.folder, as_json=settings.as_json)
 
 
 def prune(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -115,9 +128,9 @@ def prune(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(SnapshotSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull import commands
+        from gptj_predictor.pull.commands import run_prune
 
-        commands.run_prune(argparse.Namespace(**settings.model_dump()))
+        run_prune(settings.folder)
 
 
 @contextlib.contextmanager
