@@ -64,7 +64,8 @@ from typing import Any, TypeVar, cast
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from gptj_predictor.engine.engine import Engine, EngineConfig
+from gptj_predictor.engine.core import EngineConfig
+from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.request import Event, SamplingParams
 from gptj_predictor.model.network import GPTJNetwork, Placement
 
@@ -606,14 +607,12 @@ class Bench:
         self, load: Load, *, page_size: int = PAGE_SIZE, enable_prefix_caching: bool = True
     ) -> EngineConfig:
         """Room for a load, and a page more for each sequence."""
-        pages = load.batch * (-(-(load.prompt + load.new) // page_size) + 1) + 2
-        values_per_token = 2 * self.config.n_layer * self.config.n_embd
-        size = pages * page_size * values_per_token * self.network.dtype.itemsize
+        pages = load.batch * (-(-(load.prompt + load.new) // page_size) + 1) + 1
         return EngineConfig(
             max_batch_size=load.batch,
             max_prefill_tokens=self.arguments.max_prefill_tokens,
             page_size=page_size,
-            kv_cache_bytes={self.device: size},
+            num_pages=pages,
             enable_prefix_caching=enable_prefix_caching,
         )
 

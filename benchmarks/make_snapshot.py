@@ -1,6 +1,6 @@
 """Write a snapshot of made-up weights, GPT-J-6B's size unless told otherwise.
 
-    python benchmarks/make_snapshot.py FOLDER [--layers 28] [--hidden 4096] [--dtype bfloat16]
+    .venv/bin/python benchmarks/make_snapshot.py FOLDER [--layers 28] [--hidden 4096]
 
 For measuring: the text it generates is noise. The tokenizer is the demo's. Needs the snapshot's
 size on disk (12.1 GB) and one shard's in memory.
@@ -44,11 +44,10 @@ def main() -> None:
     config.save_pretrained(arguments.folder)
     for file in DEMO_SNAPSHOT.glob("tokenizer*"):
         shutil.copy(file, arguments.folder)
-    torch.manual_seed(arguments.seed)
-    write_weights(arguments.folder, config, dtype)
+    write_weights(arguments.folder, config, torch.Generator().manual_seed(arguments.seed))
 
 
-def write_weights(folder: Path, config: GPTJConfig, dtype: torch.dtype) -> None:
+def write_weights(folder: Path, config: GPTJConfig, generator: torch.Generator) -> None:
     """Write all tensors in shards, drawn from the distribution that GPT-J starts training from."""
     with init_empty_weights():
         shapes = {name: t.shape for name, t in GPTJForCausalLM(config).state_dict().items()}
@@ -56,11 +55,11 @@ def write_weights(folder: Path, config: GPTJConfig, dtype: torch.dtype) -> None:
     shard: dict[str, torch.Tensor] = {}
     total = 0
     for position, (name, shape) in enumerate(shapes.items()):
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=config.dtype)
         if ".ln_" in name:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
         else:
-            tensor.normal_(std=config.initializer_range)
+            tensor.normal_(std=config.initializer_range, generator=generator)
         shard[name] = tensor
         total += tensor.nbytes
         full = sum(t.nbytes for t in shard.values()) >= SHARD_BYTES

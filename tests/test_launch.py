@@ -8,13 +8,16 @@ import pytest
 
 from gptj_predictor import launch
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.devices.precision import Precision
 from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.settings import ServerSettings
 from tests.support.sparse import write_sparse_snapshot
 
 
 def threads(folder: Path, wanted: int | None = None) -> int:
-    return LaunchPlan.prepare(folder, ServerSettings(device="cpu", threads=wanted)).threads
+    # Two bytes a value, whether the CPU would choose that or not.
+    settings = ServerSettings(device="cpu", threads=wanted, precision=Precision.BFLOAT16)
+    return LaunchPlan.prepare(folder, settings).threads
 
 
 def test_threads_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

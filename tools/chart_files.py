@@ -1,10 +1,13 @@
-"""Write the files of the Helm chart that are made from others, or check that they are up to date.
+"""Write the Helm chart's generated files, or check that they are up to date.
 
     python tools/chart_files.py [--check]
 
-They are the table of values in the chart's README, made from ``values.yaml`` and the ``# --``
-comments above each value (the form of helm-docs), and what the three typical installs render to,
-which the tests keep so that a change of the output is seen in its diff.
+The generated files are:
+
+* the table of values in the chart's README, made from ``values.yaml`` and the ``# --`` comment
+  above each value (as helm-docs does);
+* what each file of ``examples/`` renders to, in ``tests/chart/golden``. A change of a template
+  shows there as a diff.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
 
 
 def main() -> None:
-    """Write or check."""
+    """Write the files, or check them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; 1 if some are stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if a file is stale"
+    )
     check = parser.parse_args().check
     stale = False
     for path, content in {**readme(), **renderings()}.items():
@@ -42,7 +47,7 @@ def main() -> None:
 
 
 def readme() -> dict[Path, str]:
-    """The chart's README with the table of today's values."""
+    """The chart's README with a new table of values."""
     path = CHART / "README.md"
     before, _, rest = path.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -53,10 +58,10 @@ def readme() -> dict[Path, str]:
 
 
 def documented(path: Path) -> Iterator[tuple[str, object, str]]:
-    """Every value with a ``# --`` comment: its dotted name, its default, its text.
+    """Every value with a ``# --`` comment: its dotted name, its default, and the comment.
 
     Raises:
-        ValueError: a value that is no map of others has no comment.
+        ValueError: a value has no comment, and none of its parts could have one.
     """
     lines = path.read_text().splitlines()
     root = yaml.compose(path.read_text())
@@ -79,7 +84,7 @@ def _walk(
 
 
 def _comment(lines: list[str], line: int) -> str | None:
-    """The comment that ends on the line above, if it is one of ours."""
+    """The ``# --`` comment that ends on the line above, or None."""
     parts: list[str] = []
     while line > 0 and lines[line - 1].strip().startswith("#"):
         line -= 1
@@ -91,10 +96,10 @@ def _comment(lines: list[str], line: int) -> str | None:
 
 
 def renderings() -> dict[Path, str]:
-    """What each install under ``ci/`` renders to, and what it prints."""
+    """What each file of ``examples/`` renders to, and the notes that Helm prints."""
     found = {}
     with helm_python.Chart.load(CHART) as chart:
-        for file in sorted(CHART.glob("ci/*-values.yaml")):
+        for file in sorted(CHART.glob("examples/*.yaml")):
             values = yaml.safe_load(file.read_text())
             manifests = chart.render(values, name="gptj", namespace="ml")
             text = "".join(
@@ -103,9 +108,8 @@ def renderings() -> dict[Path, str]:
                 if content.strip() and not name.endswith("NOTES.txt")
             )
             notes = manifests[f"{CHART.name}/templates/NOTES.txt"].strip()
-            stem = file.name.removesuffix("-values.yaml")
-            found[GOLDEN / f"{stem}.yaml"] = text
-            found[GOLDEN / f"{stem}-notes.txt"] = f"{notes}\n"
+            found[GOLDEN / file.name] = text
+            found[GOLDEN / f"{file.stem}-notes.txt"] = f"{notes}\n"
     return found
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import usable_cpus
+from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import find_devices, free_bytes, place
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
-from gptj_predictor.engine.engine import Engine, EngineConfig
+from gptj_predictor.engine.core import EngineConfig
+from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import ServerSettings
 from gptj_predictor.snapshot.folder import SnapshotFolder
@@ -77,7 +80,7 @@ class LaunchPlan:
         logger.info(
             "serving %s in %s (%s) on %s",
             path,
-            str(choice.dtype).removeprefix("torch."),
+            dtype_name(choice.dtype),
             choice.reason,
             "; ".join(
                 f"{device} ({description.name}, {placement.layers.count(device)} layers)"
@@ -114,30 +117,45 @@ class LaunchPlan:
             seconds,
             network.weight_bytes / 1e9 / seconds,
         )
-        on_gpu = self.placement.head.type == "cuda"
-        prefill_tokens = self.settings.max_prefill_tokens or (
-            GPU_PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS
-        )
-        rows = self.settings.max_batch_size
-        config = EngineConfig(
-            max_batch_size=rows,
-            max_prefill_tokens=prefill_tokens,
-            page_size=self.settings.page_size,
-            kv_cache_bytes={
-                device: self._kv_cache_bytes(device, network.activation_bytes(prefill_tokens, rows))
-                for device in self.placement.devices
-            },
-            enable_prefix_caching=self.settings.enable_prefix_caching,
-            cuda_graphs=self.settings.cuda_graphs,
-        )
-        engine = Engine(network, config)
-        for device, attention in network.attentions.items():
-            logger.info("attention on %s: %s", device, attention.name)
+        engine = Engine(network, self._engine_config())
+        info = engine.info()
+        for device, name in info.attention.items():
+            logger.info("attention on %s: %s", device, name)
         logger.info(
-            "KV cache for %d tokens in pages of %d", engine.scheduler.pool.tokens, config.page_size
+            "KV cache for %d tokens in pages of %d", info.kv_cache_tokens, info.config.page_size
         )
         engine.start()
         return engine
+
+    def _engine_config(self) -> EngineConfig:
+        """The engine's sizes, by the memory that the weights have left."""
+        settings, config = self.settings, self.folder.config
+        on_gpu = self.placement.head.type == "cuda"
+        max_prefill_tokens = settings.max_prefill_tokens or (
+            GPU_PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS
+        )
+        activations = activation_bytes(
+            tokens=max_prefill_tokens,
+            logit_rows=settings.max_batch_size,
+            hidden=config.n_embd,
+            inner=config.n_inner or 4 * config.n_embd,
+            vocabulary=config.vocab_size,
+            value_bytes=self.dtype.itemsize,
+        )
+        return EngineConfig(
+            max_batch_size=settings.max_batch_size,
+            max_prefill_tokens=max_prefill_tokens,
+            page_size=settings.page_size,
+            num_pages=kv_cache_pages(
+                {d: self._kv_cache_bytes(d, activations) for d in self.placement.devices},
+                self.placement.layers,
+                page_size=settings.page_size,
+                token_bytes=2 * config.n_embd * self.dtype.itemsize,
+                max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
+            ),
+            enable_prefix_caching=settings.enable_prefix_caching,
+            cuda_graphs=settings.cuda_graphs,
+        )
 
     def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:
         if self.settings.kv_cache_gib is not None:

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,12 +22,16 @@ from gptj_predictor.bench.text import Prompt, Prompts
 from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.request import Event, EventSink
+from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.settings import BenchmarkSettings
 from gptj_predictor.tokenizer import Tokenizer
-from tests.support.engines import RunningEngine
+from tests.support.engines import FaultyNetwork, RunningEngine, load
 from tests.support.servers import RunningServer, environment
 
 FILES = {"results.json", "results.csv", "report.md", "report.png", "report.svg"}
+#: The demo's.
+END_OF_TEXT = 0
+
 QUICK = ["--threads", "1", "--rounds", "2", "--prompt-tokens", "8", "--model", str(DEMO_SNAPSHOT)]
 
 
@@ -91,7 +95,7 @@ class TestEngineTarget:
 
             def count(event: Event) -> None:
                 counts[number] += event.token_id is not None
-                assert event.token_id not in running.engine.eos_token_ids
+                assert event.token_id != END_OF_TEXT
                 sink(event)
 
             return submit(ids, params, count)
@@ -124,17 +128,18 @@ class TestEngineTarget:
         with pytest.raises(DoesNotFitError, match="together"):
             target.run([Prompt([n, 2], "") for n in range(1, 4)], 80, seed=0)
 
-    def test_a_failing_step(self, running: RunningEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-        target = EngineTarget(running.engine, Sampling(top_k=50))
-        for text, kind in (("CUDA out of memory.", DoesNotFitError), ("a bad kernel", CellError)):
-
-            def launch(_: object, text: str = text) -> None:
-                raise RuntimeError(text)
-
-            monkeypatch.setattr(running.engine.runner, "launch", launch)
-            with pytest.raises(CellError, match=text) as caught:
-                target.run([Prompt([1, 2], "")], 4, seed=0)
-            assert type(caught.value) is kind
+    def test_a_failing_step(self) -> None:
+        network = FaultyNetwork(load(DEMO_SNAPSHOT))
+        with RunningEngine(cast("GPTJNetwork", network)) as running:
+            target = EngineTarget(running.engine, Sampling(top_k=50))
+            for text, kind in (
+                ("CUDA out of memory.", DoesNotFitError),
+                ("a bad kernel", CellError),
+            ):
+                network.fault = RuntimeError(text)
+                with pytest.raises(CellError, match=text) as caught:
+                    target.run([Prompt([1, 2], "")], 4, seed=0)
+                assert type(caught.value) is kind
 
 
 def test_in_process_with_cells_that_do_not_fit(

@@ -1,4 +1,4 @@
-"""What the chart renders, given to the real command line, the real server and a real pull."""
+"""What the chart renders, run by the real command line, server and pull."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from gptj_predictor.cli import build_parser, read_settings
-from tests.chart.test_rendering import MATRIX
-from tests.support.charts import Object, Release, Values, install_values, render
+from tests.support.chart_values import MATRIX
+from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
 from tests.support.servers import NAME, RunningServer, environment, free_port
 
 
 def literal_environment(container: Object) -> dict[str, str]:
-    """The variables that have their value in the container's own spec."""
+    """The variables whose value is in the container's spec."""
     return {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
 
 
@@ -64,15 +64,15 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
 
 
 def test_from_install_to_prediction(tmp_path: Path) -> None:
-    """As on a cluster: the predictor waits, the Job pulls, probes answer, the test pod asks.
+    """As on a cluster: the predictor waits, the Job pulls, the probes and the test pod succeed.
 
-    Then the benchmark's Job, whose every pod gets the same arguments.
+    Then the benchmark Job runs twice, as a Job that is restarted.
     """
     values: Values = {"download": {"hfToken": {"existingSecret": "hub"}}}
     flags = ["--min-tokens", "20", "--max-tokens", "24", "--step", "4", "--rounds", "1"]
     values["benchmark"] = {"batchSize": 2, "extraArgs": flags}
     values["allow"] = {"sharedReadWriteOnce": True}
-    release = render(install_values("one-gpu"), values)
+    release = render(example_values("one-gpu"), values)
     container, pull = release.container, job_container(release, "pull")
     cache = str(tmp_path / "cache")
     (tmp_path / "cache").mkdir()
@@ -103,7 +103,7 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
 
 
 def run_job(container: Object, *flags: str, **variables: str) -> str:
-    """A Job's arguments, with further flags that win; its output."""
+    """Run a Job's arguments, with further flags that override them; return the output."""
     done = subprocess.run(
         [sys.executable, "-m", "gptj_predictor", *container["args"], *flags],
         env=environment(**literal_environment(container), **variables),
@@ -116,7 +116,7 @@ def run_job(container: Object, *flags: str, **variables: str) -> str:
 
 
 def check_test_pod(pod: Object, server: RunningServer) -> None:
-    """The script of ``helm test``, with addresses of this machine in place of the cluster's."""
+    """Run the script of ``helm test`` with addresses of this machine."""
     [container] = pod["containers"]
     script, name, seconds, *urls = container["args"]
     assert urls == ["http://demo-predictor.ml.svc", "http://demo-predictor.ml.svc:8080"]
@@ -131,11 +131,11 @@ def check_test_pod(pod: Object, server: RunningServer) -> None:
             check=False,
         )
 
-    nobody = free_port()
-    done = run(name, seconds, nobody, server.port)
+    unused = free_port()
+    done = run(name, seconds, unused, server.port)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Right now is the perfect time to")
-    assert run("another", "0", nobody, server.port).returncode == 1
+    assert run("another", "0", unused, server.port).returncode == 1
 
 
 def test_the_dashboard_shows_metrics_that_exist(server: RunningServer) -> None:

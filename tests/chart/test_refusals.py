@@ -1,4 +1,4 @@
-"""Values that the chart refuses, with words that say what to do."""
+"""Values that the chart refuses, and the messages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import re
 
 import helm_python
 import pytest
-import yaml
 
-from gptj_predictor.settings import GenerationParameters, Limits
-from tests.support.charts import CHART, Values, merged, nested, render
+from tests.support.chart_values import MANY, MODES
+from tests.support.charts import Values, merged, nested, render
 
-STANDARD: Values = {"deploymentMode": "Standard", "scaling": {"minReplicas": 1}}
-MANY: Values = {"cache": {"accessModes": ["ReadWriteMany"]}}
+STANDARD = MODES["standard"]
 
 COMBINATIONS: list[tuple[Values, str]] = [
     ({"scaling": {"maxReplicas": 2}}, "scaling.maxReplicas 2 with cache.accessModes"),
@@ -73,7 +71,7 @@ COMBINATIONS: list[tuple[Values, str]] = [
                 }
             },
         ),
-        "scaleMetric cpu: with autoscalerClass keda say it in scaling.autoScaling",
+        "scaleMetric cpu: with autoscalerClass keda, set the metrics in scaling.autoScaling",
     ),
     (merged(STANDARD, {"scaling": {"scaleMetric": "memory"}}), "memory needs scaling.scaleTarget"),
     (merged(STANDARD, {"scaling": {"scaleTarget": 101}}), "scaleTarget 101: percent"),
@@ -128,7 +126,7 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ({"fullnameOverride": "a" * 54}, "has 54 characters: at most 53"),
 ]
 
-#: Near the ones above, and fine.
+#: Like those above, and allowed.
 ALLOWED: list[Values] = [
     merged(MANY, {"scaling": {"maxReplicas": 2}}),
     merged(MANY, {"scaling": {"maxReplicas": 0, "minReplicas": 9}}),
@@ -324,33 +322,3 @@ def test_schema_refuses(path: str, value: object) -> None:
 @pytest.mark.parametrize(("path", "value"), GOOD, ids=shown)
 def test_schema_takes(path: str, value: object) -> None:
     assert render(nested(path, value)).objects
-
-
-def test_schema_and_server_have_the_same_limits() -> None:
-    """Ends of every generation default's range, and what is just beyond."""
-    limits = Limits(context=2048, vocabulary=50400, max_instances=1, max_body_bytes=1)
-    steps = {
-        "min_length": (0, 2048, 1),
-        "max_length": (1, 2048, 1),
-        "temperature": (0.01, 5, 0.005),
-        "top_k": (0, 50400, 1),
-        "top_p": (0.001, 1, 0.001),
-        "repetition_penalty": (0.1, 10, 0.01),
-    }
-    values = yaml.safe_load((CHART / "values.yaml").read_text())
-    assert set(steps) == set(values["model"]["defaults"])
-    for name, (low, high, step) in steps.items():
-        for value in (low - step, low, high, high + step):
-            taken = True
-            try:
-                parameters = GenerationParameters.model_validate({name: value})
-                taken = limits.exceeded_by(parameters) is None
-            except ValueError:
-                taken = False
-            with helm_python.Chart.load(CHART) as chart:
-                try:
-                    chart.validate_schema(nested(f"model.defaults.{name}", value))
-                    fits = True
-                except helm_python.HelmValuesError:
-                    fits = False
-            assert fits == taken, (name, value)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from gptj_predictor.engine.request import (
     RequestRefusedError,
     SamplingParams,
 )
-from gptj_predictor.model.step_inputs import StepInputs
-from tests.support.engines import GREEDY, RunningEngine
+from gptj_predictor.model.network import GPTJNetwork
+from tests.support.engines import GREEDY, FaultyNetwork, RunningEngine, load
 from tests.support.reference import ReferenceModel
 
 SAMPLED = SamplingParams(
@@ -81,8 +82,7 @@ def test_cancel_while_waiting(small: ReferenceModel) -> None:
 def test_the_oldest_is_never_put_off(small: ReferenceModel) -> None:
     """Two that do not fit together: the younger one waits, is recomputed, and is none the worse."""
     with RunningEngine(small.folder, kv_cache_bytes=150_000) as engine:
-        scheduler = engine.engine.scheduler
-        assert scheduler.pool.tokens < 2 * 128
+        assert engine.engine.info().kv_cache_tokens < 2 * 128
         order: list[str] = []
         tokens: dict[str, list[int]] = {"first": [], "second": []}
         ended = threading.Event()
@@ -102,14 +102,14 @@ def test_the_oldest_is_never_put_off(small: ReferenceModel) -> None:
         submit("second", [6])
         assert ended.wait(30)
         assert order == ["first", "second"]
-        assert scheduler.preemptions > 0
+        assert engine.engine.stats().num_preemptions > 0
         assert tokens == {"first": small.greedy([5], LONG), "second": small.greedy([6], LONG)}
         assert engine.pages_in_use == 0
 
 
 def test_what_can_never_fit_is_refused(small: ReferenceModel) -> None:
     with RunningEngine(small.folder, kv_cache_bytes=50_000) as engine:
-        fits = engine.engine.scheduler.pool.tokens
+        fits = engine.engine.info().kv_cache_tokens
         assert fits < 128
         with pytest.raises(RequestRefusedError, match=f"at most {fits} do"):
             engine.submit([5], LONG)
@@ -118,7 +118,7 @@ def test_what_can_never_fit_is_refused(small: ReferenceModel) -> None:
 
 
 def test_cache_without_room_for_a_page(small: ReferenceModel) -> None:
-    with pytest.raises(ValueError, match="too small; the least is"):
+    with pytest.raises(ValueError, match="too small; the minimum is"):
         RunningEngine(small.folder, kv_cache_bytes=1000)
 
 
@@ -129,22 +129,13 @@ def test_prompts_that_make_no_sense(engine: RunningEngine, prompt: list[int]) ->
 
 
 def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) -> None:
-    """The cache loses its memory under one step, as a real out-of-memory would look."""
-    with RunningEngine(small.folder) as engine:
-        runner = engine.engine.runner
-        network, broken = runner.network, threading.Event()
-
-        class Failing:
-            def __call__(self, step: StepInputs, *rest: object) -> torch.Tensor:
-                if broken.is_set():
-                    raise torch.OutOfMemoryError("no memory left")
-                return network(step, *rest)
-
-        runner.network = Failing()  # type: ignore[assignment]
-        broken.set()
+    """A step runs out of memory."""
+    network = FaultyNetwork(load(small.folder))
+    with RunningEngine(cast("GPTJNetwork", network)) as engine:
+        network.fault = torch.OutOfMemoryError("no memory left")
         failed = [engine.submit([5], LONG) for _ in range(2)]
         assert [one.result() for one in failed] == [([], FinishReason.ERROR)] * 2
-        broken.clear()
+        network.fault = None
         assert engine.pages_in_use == 0
         assert engine.submit([6], LONG).result()[1] is FinishReason.LENGTH
         assert engine.engine.alive
@@ -182,12 +173,12 @@ def test_a_sink_that_raises_ends_its_own_sequence_alone(
     assert "Event loop is closed" in caplog.text
 
 
-def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
-    running = RunningEngine(small.folder)
-    with running as engine:
-
-        def plan() -> None:
-            raise AssertionError("a bug in the scheduler")
+def test_nobody_hangs_when_the_engine_dies(
+    small: ReferenceModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = FaultyNetwork(load(small.folder))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with RunningEngine(cast("GPTJNetwork", network)) as engine:
 
         def refuse_the_end(event: Event) -> None:
             if event.finish_reason is not None:
@@ -196,13 +187,9 @@ def test_nobody_hangs_when_the_engine_dies(small: ReferenceModel) -> None:
         engine.engine.submit([6], LONG, refuse_the_end)
         waiting = engine.submit([5], LONG)
         waiting.events.get(timeout=10)
-        threads_hook, threading.excepthook = threading.excepthook, lambda _: None
-        try:
-            engine.engine.scheduler.plan = plan  # type: ignore[assignment, method-assign]
-            assert waiting.result()[1] is FinishReason.ERROR
-            engine.engine.stop()
-        finally:
-            threading.excepthook = threads_hook
+        network.fault = AssertionError("a bug, and not what a device may do")
+        assert waiting.result()[1] is FinishReason.ERROR
+        engine.engine.stop()
         assert not engine.engine.alive
         with pytest.raises(EngineDeadError):
             engine.submit([5], LONG)

@@ -56,7 +56,7 @@ def test_joining_and_leaving_a_small_batch(small: ReferenceModel) -> None:
     with RunningEngine(
         small.folder, max_batch_size=5, max_prefill_tokens=70, kv_cache_bytes=200_000
     ) as engine:
-        assert engine.engine.scheduler.pool.tokens < 3 * 128
+        assert engine.engine.info().kv_cache_tokens < 3 * 128
         submitted = [engine.submit(prompt, params) for prompt, params in requests]
         results = [one.result()[0] for one in submitted]
         assert engine.pages_in_use == 0

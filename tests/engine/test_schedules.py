@@ -16,10 +16,12 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from gptj_predictor.engine.core import EngineCore
+from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.attention import TritonAttention
-from tests.support.engines import CPU, GREEDY, RunningEngine, check_pool
+from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
 from tests.support.reference import ReferenceModel
 
 Request = tuple[tuple[int, ...], SamplingParams]
@@ -38,11 +40,11 @@ def requests(reference: ReferenceModel) -> list[Request]:
     made: list[Request] = []
     for number in range(36):
         prompt = [*draw.choice([*beginnings, []]), *some(draw.randint(1, 12))]
-        longest = len(prompt) + draw.randint(1, 40)
+        max_length = len(prompt) + draw.randint(1, 40)
         params = replace(
             GREEDY,
-            max_length=longest,
-            min_length=draw.choice([0, longest, longest - 5]),
+            max_length=max_length,
+            min_length=draw.choice([0, max_length, max_length - 5]),
             repetition_penalty=draw.choice([1.0, 1.0, 1.4]),
         )
         if number % 3 == 2:
@@ -62,32 +64,40 @@ def expected(reference: ReferenceModel, index: int) -> list[int]:
 
 
 class Schedule:
-    """An engine whose steps are taken by the test instead of by its thread."""
+    """An engine core whose steps the test takes."""
 
     def __init__(self, reference: ReferenceModel, *, graphs: bool, **sizes: Any) -> None:
-        self.engine = RunningEngine(reference.folder, **sizes).engine
+        network = load(reference.folder)
         if graphs:
-            self.engine.runner.network.attentions[CPU] = TritonAttention(processors=4)
-            self.engine.runner.capture_graphs(lambda run: run)
+            network.attentions[CPU] = TritonAttention(processors=4)
+        capture: Capture | None = (lambda run: run) if graphs else None
+        self.core = EngineCore(network, make_config(network, **sizes))
+        self.core.prepare(capture)
         self.reference = reference
         self.running: dict[int, tuple[Sequence, list[Event]]] = {}
 
-    def submit(self, key: int, request: int) -> None:
+    def add(self, key: int, request: int) -> None:
         prompt, params = requests(self.reference)[request]
-        events: list[Event] = []
-        sequence = Sequence(list(prompt), params, events.append)
-        self.running[key] = sequence, events
-        self.engine.scheduler.check_fits(params.max_length)
-        self.engine._inbox.append(sequence)
+        self.core.check(prompt, params)
+        sequence = Sequence(list(prompt), params)
+        self.running[key] = sequence, []
+        self.core.add(sequence)
+
+    def cancel(self, key: int) -> None:
+        sequence, events = self.running[key]
+        if self.core.cancel(sequence):
+            events.append(Event(finish_reason=FinishReason.CANCELLED))
 
     def step(self) -> bool:
         """Whether there was anything to do."""
-        self.engine._take_news()
-        scheduler = self.engine.scheduler
-        if not scheduler.running and not scheduler.waiting:
+        if not self.core.has_work:
             return False
-        self.engine._step()
-        check_pool(scheduler.pool, [s.table for s in scheduler.running if s.table is not None])
+        news = self.core.step()
+        assert len({sequence for sequence, _ in news}) == len(news)
+        events = dict(self.running.values())
+        for sequence, event_ in news:
+            events[sequence].append(event_)
+        self.core.check_invariants()
         return True
 
 
@@ -109,10 +119,10 @@ def run_schedule(
     for now in range(100_000):
         for key, (when, request) in enumerate(due):
             if when == now:
-                schedule.submit(key, request)
+                schedule.add(key, request)
         for key, when in cancels.items():
             if when == now and key in schedule.running:
-                schedule.running[key][0].cancelled = True
+                schedule.cancel(key)
         if not schedule.step() and now > at:
             break
     for key, (_, request) in enumerate(due):
@@ -127,7 +137,7 @@ def run_schedule(
         else:
             assert reason in (FinishReason.STOP, FinishReason.LENGTH)
             assert tokens == wanted
-    assert schedule.engine.scheduler.pool.used == 0
+    assert schedule.core.stats().used_pages == 0
     return schedule
 
 
@@ -153,7 +163,7 @@ def test_random_schedules(small: ReferenceModel, large: bool) -> None:
         arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]
     ) -> None:
         schedule = run_schedule(small, arrivals, cancels, graphs=False, **sizes)
-        event(f"pre-emptions: {schedule.engine.scheduler.preemptions > 0}")
+        event(f"preemptions: {schedule.core.stats().num_preemptions > 0}")
 
     check()
 
@@ -171,7 +181,7 @@ def test_random_schedules_from_graphs(small: ReferenceModel, large: bool) -> Non
 
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("graphs", [False, True])
-def test_pre_emption_changes_nothing(small: ReferenceModel, overlap: bool, graphs: bool) -> None:
+def test_preemption_changes_nothing(small: ReferenceModel, overlap: bool, graphs: bool) -> None:
     """Six at once in a cache for little more than one."""
     schedule = run_schedule(
         small,
@@ -184,4 +194,4 @@ def test_pre_emption_changes_nothing(small: ReferenceModel, overlap: bool, graph
         kv_cache_bytes=75_000,
         overlap=overlap,
     )
-    assert schedule.engine.scheduler.preemptions > 0
+    assert schedule.core.stats().num_preemptions > 0

@@ -10,7 +10,7 @@ import psutil
 
 from gptj_predictor.engine.engine import Handle
 from gptj_predictor.engine.request import Event, FinishReason
-from tests.support.engines import GREEDY, RunningEngine, check_pool
+from tests.support.engines import GREEDY, RunningEngine
 from tests.support.reference import ReferenceModel
 
 
@@ -81,13 +81,13 @@ def test_soak(small: ReferenceModel, large: bool) -> None:
         memory = psutil.Process().memory_info().rss
         crowd.run(count - count // 2)
         growth = psutil.Process().memory_info().rss - memory
-        scheduler = engine.engine.scheduler
+        preemptions = engine.engine.stats().num_preemptions
         print(f"{count} requests, {crowd.tokens} tokens, {crowd.ends}, ", end="")
-        print(f"{scheduler.preemptions} pre-emptions, memory {growth / 2**20:+.1f} MiB")
+        print(f"{preemptions} preemptions, memory {growth / 2**20:+.1f} MiB")
         assert sum(crowd.ends.values()) == count
         assert crowd.ends[FinishReason.CANCELLED] > count // 20
         assert crowd.ends[FinishReason.ERROR] == 0
-        assert scheduler.preemptions > 0
+        assert preemptions > 0
         assert engine.pages_in_use == 0
-        check_pool(scheduler.pool, [])
         assert growth < 24 * 2**20
+    engine.engine.check_invariants()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptj_predictor.engine.pages import PageTable
+from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs

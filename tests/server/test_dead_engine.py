@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import cast
 
 import httpx
 import pytest
 from kserve.model_repository import ModelRepository
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.launch import LaunchPlan
+from gptj_predictor.engine.engine import Engine
+from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.server.app import ClosedRepository, PredictorDataPlane, create_app
 from gptj_predictor.server.generation import TextGenerator
 from gptj_predictor.server.predictor import GPTJPredictor
-from gptj_predictor.settings import GenerationParameters, Limits, ServerSettings
+from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.tokenizer import Tokenizer
 from tests.server.test_process import LIVE_PATHS, READY_PATHS
+from tests.support.engines import FaultyNetwork, load, make_config
 from tests.support.servers import NAME
 
 
 def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
-    launch = LaunchPlan.prepare(DEMO_SNAPSHOT, ServerSettings(threads=1, kv_cache_gib=0.1))
-    engine = launch.start_engine()
+    network = FaultyNetwork(load(DEMO_SNAPSHOT))
+    engine = Engine(cast("GPTJNetwork", network), make_config(cast("GPTJNetwork", network)))
+    engine.start()
     predictor = GPTJPredictor(
         NAME,
         defaults=GenerationParameters(),
         limits=Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=10**6),
-        load=lambda: TextGenerator(engine, launch.tokenizer),
+        load=lambda: TextGenerator(engine, Tokenizer(DEMO_SNAPSHOT)),
     )
     repository = ModelRepository()
     repository.update(predictor)
@@ -37,20 +42,17 @@ def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     async def statuses(client: httpx.AsyncClient, paths: tuple[str, ...]) -> set[int]:
         return {(await client.get(path)).status_code for path in paths}
 
-    def plan() -> None:
-        raise AssertionError("a bug in the scheduler")
-
     async def run() -> None:
         await predictor.start_engine()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert await statuses(client, LIVE_PATHS + READY_PATHS) == {200}
-            engine.scheduler.plan = plan  # type: ignore[assignment, method-assign]
+            network.fault = AssertionError("a bug in the network")
             body = {"instances": ["a", "b"]}
             async with asyncio.timeout(30):
                 answer = await client.post(f"/v1/models/{NAME}:predict", json=body)
             assert answer.status_code in {500, 503}
-            assert "scheduler" not in answer.text
+            assert "network" not in answer.text
             async with asyncio.timeout(30):
                 while engine.alive:
                     await asyncio.sleep(0.01)

@@ -14,16 +14,16 @@ import yaml
 
 CHART = Path(__file__).parents[2] / "charts" / "gptj-isvc"
 
-#: Values files of the installs that the README shows.
-INSTALLS = sorted(path.name.removesuffix("-values.yaml") for path in CHART.glob("ci/*-values.yaml"))
+#: Names of the values files in the chart's ``examples/``.
+EXAMPLES = sorted(path.stem for path in CHART.glob("examples/*.yaml"))
 
 Values = dict[str, Any]
 Object = dict[str, Any]
 
 
-def install_values(name: str) -> Values:
-    """The values of one of :data:`INSTALLS`."""
-    return dict(yaml.safe_load((CHART / "ci" / f"{name}-values.yaml").read_text()))
+def example_values(name: str) -> Values:
+    """The values of one of :data:`EXAMPLES`."""
+    return dict(yaml.safe_load((CHART / "examples" / f"{name}.yaml").read_text()))
 
 
 def nested(path: str, value: object) -> Values:
@@ -35,7 +35,7 @@ def nested(path: str, value: object) -> Values:
 
 
 def merged(*values: Values) -> Values:
-    """One after the other, as several ``--values`` are."""
+    """The values merged as Helm merges several ``--values``: a later one wins."""
     result: Values = {}
     for one in values:
         for key, value in one.items():
@@ -46,11 +46,11 @@ def merged(*values: Values) -> Values:
 
 @dataclass(frozen=True)
 class Release:
-    """What an install would make.
+    """What an install would create.
 
     Attributes:
-        objects: Hooks included.
-        notes: What is printed.
+        objects: All objects, hooks included.
+        notes: The text that Helm prints.
     """
 
     objects: list[Object]
@@ -61,12 +61,12 @@ class Release:
         return [one for one in self.objects if one["kind"] == kind]
 
     def one(self, kind: str, name: str = "") -> Object:
-        """The only object of a kind, or of those with this in their names."""
+        """The only object of a kind whose name has this text."""
         [found] = [one for one in self.all(kind) if name in one["metadata"]["name"]]
         return found
 
     def has(self, kind: str, name: str = "") -> bool:
-        """Whether there is one."""
+        """Whether there is an object of a kind whose name has this text."""
         return any(name in one["metadata"]["name"] for one in self.all(kind))
 
     @property
@@ -81,7 +81,7 @@ class Release:
         return dict(container)
 
     def pods(self) -> list[Object]:
-        """Every pod's spec: predictor, Jobs, test."""
+        """The specs of all pods: predictor, Jobs, test."""
         specs = [self.predictor] if self.has("InferenceService") else []
         specs += [job["spec"]["template"]["spec"] for job in self.all("Job")]
         return specs + [pod["spec"] for pod in self.all("Pod")]
@@ -91,7 +91,7 @@ def render(*values: Values, name: str = "demo", namespace: str = "ml") -> Releas
     """Render the chart.
 
     Raises:
-        helm_python.HelmError: the values are refused.
+        helm_python.HelmError: the chart refuses the values.
     """
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(merged(*values), name=name, namespace=namespace)
@@ -101,7 +101,7 @@ def render(*values: Values, name: str = "demo", namespace: str = "ml") -> Releas
 
 
 def round_trip(data: Any, kind: str) -> Any:
-    """Through the Python class of a type and back; fields that the class lacks are lost.
+    """Data through the Python class of its type and back. Fields that the class lacks are lost.
 
     Args:
         data: As in YAML.

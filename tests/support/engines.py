@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -11,10 +10,10 @@ from typing import Any, Self
 
 import torch
 
-from gptj_predictor.engine.engine import Engine, EngineConfig, Handle
-from gptj_predictor.engine.pages import PageAllocator, PageTable
+from gptj_predictor.devices.memory import kv_cache_pages
+from gptj_predictor.engine.core import EngineConfig
+from gptj_predictor.engine.engine import Engine, Handle
 from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
-from gptj_predictor.model.kv_cache import NULL_PAGE
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
@@ -58,31 +57,58 @@ class Submitted:
                 return tokens, event.finish_reason
 
 
+def make_config(
+    network: GPTJNetwork,
+    *,
+    max_batch_size: int = 64,
+    max_prefill_tokens: int = 4096,
+    page_size: int = 4,
+    kv_cache_bytes: int | dict[torch.device, int] = 2**26,
+    **more: Any,
+) -> EngineConfig:
+    """Sizes for a network whose KV cache takes so many bytes on each device."""
+    layers, config = network.placement.layers, network.config
+    if isinstance(kv_cache_bytes, int):
+        kv_cache_bytes = {CPU: kv_cache_bytes}
+    return EngineConfig(
+        max_batch_size=max_batch_size,
+        max_prefill_tokens=max_prefill_tokens,
+        page_size=page_size,
+        num_pages=kv_cache_pages(
+            kv_cache_bytes,
+            layers,
+            page_size=page_size,
+            token_bytes=2 * config.n_embd * network.dtype.itemsize,
+            max_pages=max_batch_size * -(-config.n_positions // page_size),
+        ),
+        **more,
+    )
+
+
+class FaultyNetwork:
+    """A network that raises ``fault`` while that is set."""
+
+    def __init__(self, network: GPTJNetwork) -> None:
+        self._network = network
+        self.fault: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._network, name)
+
+    def __call__(self, *inputs: Any) -> torch.Tensor:
+        if self.fault is not None:
+            raise self.fault
+        return self._network(*inputs)
+
+
 class RunningEngine:
     """An engine over a snapshot folder or a network, stopped at the end of the ``with``."""
 
     def __init__(
-        self,
-        source: Path | GPTJNetwork,
-        *,
-        max_batch_size: int = 64,
-        max_prefill_tokens: int = 4096,
-        page_size: int = 4,
-        kv_cache_bytes: int | dict[torch.device, int] = 2**26,
-        dtype: torch.dtype = torch.float32,
-        **more: Any,
+        self, source: Path | GPTJNetwork, *, dtype: torch.dtype = torch.float32, **sizes: Any
     ) -> None:
         network = load(source, dtype) if isinstance(source, Path) else source
-        if isinstance(kv_cache_bytes, int):
-            kv_cache_bytes = {CPU: kv_cache_bytes}
-        config = EngineConfig(
-            max_batch_size=max_batch_size,
-            max_prefill_tokens=max_prefill_tokens,
-            page_size=page_size,
-            kv_cache_bytes=kv_cache_bytes,
-            **more,
-        )
-        self.engine = Engine(network, config)
+        self.engine = Engine(network, make_config(network, **sizes))
 
     def __enter__(self) -> Self:
         self.engine.start()
@@ -98,28 +124,8 @@ class RunningEngine:
 
     @property
     def pages_in_use(self) -> int:
-        return self.engine.scheduler.pool.used
+        return self.engine.stats().used_pages
 
     def submit(self, prompt_ids: list[int], params: SamplingParams) -> Submitted:
         events: queue.Queue[Event] = queue.Queue()
         return Submitted(self.engine.submit(prompt_ids, params, events.put), events)
-
-
-def check_pool(pool: PageAllocator, tables: list[PageTable]) -> None:
-    """The pool's books agree with themselves and with the tables that are in use."""
-    holders = Counter(page for table in tables for page in table.pages)
-    blank = 0
-    for number, page in enumerate(pool._pages):
-        assert page.holders == holders[number]
-        if number == NULL_PAGE:
-            continue
-        idle = number in pool._idle
-        assert idle == (page.holders == 0 and page.prefix is not None)
-        free = pool._map[number] != ord("t")
-        assert free == (page.holders == 0 and not idle)
-        blank += free
-        if page.prefix is not None:
-            assert pool._tree[page.prefix.key] is page.prefix
-            assert page.prefix.page == number
-    assert pool._blank == blank
-    assert len(pool._tree) == sum(page.prefix is not None for page in pool._pages)

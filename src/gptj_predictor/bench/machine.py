@@ -9,10 +9,8 @@ import platform
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +18,7 @@ import psutil
 import torch
 
 from gptj_predictor.bench.results import Device
+from gptj_predictor.common.threads import in_daemon_thread
 
 PACKAGES = ("gptj-predictor", "torch", "transformers", "numpy")
 
@@ -49,16 +48,7 @@ def alone(work: Callable[[], Result]) -> Result:
     workers than CPUs they sleep between products instead of spinning. The engine's thread is to be
     the only one. A signal to the caller does not wait for the work.
     """
-    future: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="alone", daemon=True).start()
-    return future.result()
+    return in_daemon_thread(work, "alone").result()
 
 
 def describe(devices: tuple[torch.device, ...], threads: int) -> Device:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gptj_predictor.bench.published import CARDS, SECONDS, column, comparable
-from gptj_predictor.bench.results import Cell, Device, Results, write_whole
+from gptj_predictor.bench.results import Cell, Device, Results
+from gptj_predictor.common.files import write_whole
 
 REPORT_FILE = "report.md"
 CSV_FILE = "results.csv"
@@ -34,8 +35,8 @@ FIGURES = (
 
 def write_report(results: Results, reference: str, folder: Path) -> None:
     """Write ``report.md`` and ``results.csv``."""
-    write_whole(folder / REPORT_FILE, _render_report(results, reference).encode())
-    write_whole(folder / CSV_FILE, _render_csv(results).encode())
+    write_whole(folder / REPORT_FILE, _render_report(results, reference))
+    write_whole(folder / CSV_FILE, _render_csv(results))
 
 
 def published_table(results: Results, reference: str) -> str:

@@ -7,7 +7,6 @@ fields may be added within a schema's number, which changes when a field's meani
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptj_predictor.bench.errors import PlanError
+from gptj_predictor.common.files import write_whole
 
 SCHEMA = "gptj-predictor-benchmark/1"
 RESULTS_FILE = "results.json"
@@ -188,17 +188,7 @@ class Results(_Part):
     def write(self, folder: Path) -> None:
         """Write ``results.json``: readers find the old one or the new one, whole."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
-        write_whole(folder / RESULTS_FILE, text.encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there as a whole or not at all, even if the machine stops."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+        write_whole(folder / RESULTS_FILE, text)
 
 
 def read_results(path: Path) -> Results:

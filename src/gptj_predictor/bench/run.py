@@ -14,9 +14,11 @@ from gptj_predictor.bench import machine
 from gptj_predictor.bench.commands import write_all
 from gptj_predictor.bench.errors import BenchmarkError, PlanError
 from gptj_predictor.bench.results import Results, Run, Settings, difference
-from gptj_predictor.bench.sweep import Sweep, run_sweep, say
+from gptj_predictor.bench.sweep import Sweep, run_sweep
 from gptj_predictor.bench.targets import EngineTarget, HttpTarget, Sampling, Target
 from gptj_predictor.bench.text import Prompts
+from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.progress import say
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.settings import BenchmarkSettings, ServerSettings
@@ -97,7 +99,7 @@ def _in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path)
     devices = launch.placement.devices
     run = _describe_run(launch.folder).model_copy(
         update={
-            "precision": str(launch.dtype).removeprefix("torch."),
+            "precision": dtype_name(launch.dtype),
             "device": machine.describe(devices, threads),
         }
     )
@@ -109,7 +111,7 @@ def _in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path)
             rate = machine.measure_bandwidth(devices[0], threads)
             run = run.model_copy(update={"bandwidth": rate})
         engine = machine.alone(launch.start_engine)
-        run = run.model_copy(update={"kv_cache_tokens": engine.scheduler.pool.tokens})
+        run = run.model_copy(update={"kv_cache_tokens": engine.info().kv_cache_tokens})
         return EngineTarget(engine, _sampling(launch.folder)), run
 
     return Subject(

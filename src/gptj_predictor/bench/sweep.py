@@ -13,6 +13,7 @@ from gptj_predictor.bench.errors import CellError, DoesNotFitError
 from gptj_predictor.bench.results import Cell, Results, Round
 from gptj_predictor.bench.targets import Target
 from gptj_predictor.bench.text import Prompt, Prompts
+from gptj_predictor.common.progress import say
 
 
 class Sweep:
@@ -124,12 +125,6 @@ class Progress:
         """End the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-def say(text: str) -> None:
-    """A line for whoever watches, beside what the command prints as its result."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
 
 
 def describe_cell(cell: Cell) -> str:

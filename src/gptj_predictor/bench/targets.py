@@ -134,13 +134,8 @@ class EngineTarget(Target):
     def __init__(self, engine: Engine, sampling: Sampling) -> None:
         self._engine = engine
         self._sampling = sampling
-        network = engine.runner.network
-        config = network.config
-        self._gpus = [device for device in network.placement.devices if device.type == "cuda"]
-        # One row of the embedding is read per token; tied, it is the head too and read whole.
-        unread = 0 if config.tie_word_embeddings else network.embedding.weight.nbytes
-        self._weight_bytes = network.weight_bytes - unread
-        self._token_bytes = 2 * config.n_layer * config.n_embd * network.dtype.itemsize
+        self._info = engine.info()
+        self._gpus = [device for device in self._info.devices if device.type == "cuda"]
 
     def limit_bytes(self, batch: int, tokens: int, new_tokens: int) -> int:
         """Every new token takes one pass over the weights, the first one the prompt's.
@@ -150,16 +145,17 @@ class EngineTarget(Target):
         """
         prompt = tokens - new_tokens
         cached = sum(range(prompt + 1, tokens))
-        return new_tokens * self._weight_bytes + batch * cached * self._token_bytes
+        info = self._info
+        return new_tokens * info.step_weight_bytes + batch * cached * info.kv_bytes_per_token
 
     def begin_cell(self, batch: int, tokens: int) -> None:
         """See :meth:`Target.begin_cell`; the KV cache must hold all sequences at their ends."""
-        pool = self._engine.scheduler.pool
-        needed = batch * pool.pages_for(tokens)
-        if needed > pool.total:
+        size, room = self._info.config.page_size, self._info.kv_cache_tokens
+        needed = batch * -(-tokens // size) * size
+        if needed > room:
             raise DoesNotFitError(
-                f"{batch} x {tokens} tokens need {needed * pool.page_size} tokens' room in the KV "
-                f"cache, which has {pool.tokens}"
+                f"{batch} x {tokens} tokens need {needed} tokens' room in the KV cache, which has "
+                f"{room}"
             )
         for gpu in self._gpus:
             torch.cuda.reset_peak_memory_stats(gpu)
@@ -173,7 +169,7 @@ class EngineTarget(Target):
     def run(self, prompts: Sequence[Prompt], new_tokens: int, seed: int) -> Round:
         """See :meth:`Target.run`."""
         collector = _Collector(len(prompts))
-        preempted = self._engine.scheduler.preemptions
+        preempted = self._engine.stats().num_preemptions
         handles = []
         started = time.perf_counter()
         try:
@@ -198,7 +194,7 @@ class EngineTarget(Target):
             for handle in handles:
                 handle.cancel()
         self._check(collector, len(prompts) * new_tokens)
-        if self._engine.scheduler.preemptions != preempted:
+        if self._engine.stats().num_preemptions != preempted:
             raise DoesNotFitError("the KV cache was too small to decode all sequences together")
         return Round(
             seconds=collector.last - started,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import infer_auto_device_map
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import GPTJLayer, GPTJNetwork, Placement
 
@@ -75,7 +76,7 @@ def place(
     available = ", ".join(
         f"{room[device]} of {free[device]} free bytes on {device}" for device in devices
     )
-    dtype = str(network.dtype).removeprefix("torch.")
+    dtype = dtype_name(network.dtype)
     raise DeviceError(
         f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {dtype}) and do not fit the "
         f"room for them: {available}; a 16-bit --precision halves float32, and --device takes "

@@ -29,6 +29,10 @@ class Precision(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+#: The dtypes of those precisions that name one.
+DTYPES = {Precision.FP16: torch.float16, Precision.BFLOAT16: torch.bfloat16}
+
+
 class PrecisionError(ValueError):
     """The wanted precision does not exist on the device; the text says what to use instead."""
 
@@ -91,10 +95,8 @@ def choose_precision(
         return _automatic(device)
     if wanted is Precision.NATIVE:
         choice = PrecisionChoice(stored, "the checkpoint's own")
-    elif wanted is Precision.FP16:
-        choice = PrecisionChoice(torch.float16, "asked for")
     else:
-        choice = PrecisionChoice(torch.bfloat16, "asked for")
+        choice = PrecisionChoice(DTYPES[wanted], "asked for")
     check_precision(wanted, choice.dtype, device)
     if choice.dtype is torch.float16 and device.type == "cpu":
         return PrecisionChoice(

@@ -1,7 +1,7 @@
 """Decoding replayed from CUDA graphs: one launch a step instead of hundreds.
 
 A graph repeats fixed kernels on fixed memory. So decoding is captured for a ladder of batch sizes,
-reads its inputs from static buffers, and a batch between two rungs is padded with rows that belong
+reads its inputs from static buffers. A batch between two rungs is padded with sequences that belong
 to nobody and write to the null page.
 """
 
@@ -11,10 +11,11 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
-from gptj_predictor.model.kv_cache import NULL_PAGE
+from gptj_predictor.engine.batch import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -48,57 +49,49 @@ def cuda_capture() -> Capture:
 
 
 def ladder(max_batch_size: int) -> list[int]:
-    """Batch sizes to capture: close together where a padding row costs a larger share."""
+    """Batch sizes to capture: close together where padding costs a larger share."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 257, 16), *range(288, max_batch_size, 32)]
     return [size for size in sizes if size < max_batch_size] + [max_batch_size]
 
 
 class DecodeGraphs:
-    """A graph for every rung of the ladder, all reading the same static buffers."""
+    """A graph for every rung of the ladder, each with static buffers for its inputs."""
 
     def __init__(
         self,
-        decode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        forward: Callable[[Batch], torch.Tensor],
         capture: Capture,
         *,
         max_batch_size: int,
-        most_pages: int,
-        padding_slot: int,
+        max_pages: int,
+        padding_index: int,
         device: torch.device,
     ) -> None:
         """Capture all rungs, the largest first, so that the others fit into its memory.
 
         Args:
-            decode: From ``[4, D]`` int64 and ``[D, P]`` int32, see ``ModelRunner.decode``, to
-                logits ``[D, vocabulary]``.
-            capture: What makes a graph of it.
+            forward: Runs a batch of D decoding sequences; gives logits ``[D, vocabulary]``.
+            capture: Makes a graph of a callable.
             max_batch_size: The last rung; no larger batch can be replayed.
-            most_pages: P.
-            padding_slot: The row of the table of tokens that padding reads.
+            max_pages: Width of the page tables.
+            padding_index: The batch index that padding reads its tokens from.
             device: Where the buffers are.
         """
         started = time.perf_counter()
         self._sizes = ladder(max_batch_size)
-        # Padding: the null page's first slot, and a context of that one token.
-        padding = torch.tensor([padding_slot, 0, NULL_PAGE, 1])[:, None]
-        self._padding = padding.expand(4, max_batch_size).contiguous().to(device)
-        self._inputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._padding = Batch.padding(max_batch_size, max_pages, padding_index, device)
+        self._inputs: dict[int, Batch] = {}
         self._replays: dict[int, Callable[[], torch.Tensor]] = {}
         for size in reversed(self._sizes):
-            inputs = self._padding[:, :size].clone()
-            tables = torch.full((size, most_pages), NULL_PAGE, dtype=torch.int32, device=device)
-            self._inputs[size] = inputs, tables
-            self._replays[size] = capture(lambda i=inputs, t=tables: decode(i, t))  # type: ignore[misc]
+            inputs = Batch.padding(size, max_pages, padding_index, device)
+            self._inputs[size] = inputs
+            self._replays[size] = capture(partial(forward, inputs))
         seconds = time.perf_counter() - started
         logger.info("captured %d decode graphs in %.1f s", len(self._sizes), seconds)
 
-    def replay(self, decode: torch.Tensor, tables: torch.Tensor) -> torch.Tensor:
-        """Logits ``[D, vocabulary]``, which the next replay overwrites; arguments on the host."""
-        batch = decode.shape[1]
-        size = self._sizes[bisect_left(self._sizes, batch)]
-        inputs, static_tables = self._inputs[size]
-        inputs[:, :batch].copy_(decode, non_blocking=True)
-        inputs[:, batch:].copy_(self._padding[:, batch:size])
-        static_tables[:batch].copy_(tables, non_blocking=True)
-        static_tables[batch:].fill_(NULL_PAGE)
-        return self._replays[size]()[:batch]
+    def replay(self, batch: Batch) -> torch.Tensor:
+        """Logits ``[D, vocabulary]`` of D decoding sequences, which the next replay overwrites."""
+        count = batch.page_tables.shape[0]
+        size = self._sizes[bisect_left(self._sizes, count)]
+        self._inputs[size].fill(batch, self._padding)
+        return self._replays[size]()[:count]

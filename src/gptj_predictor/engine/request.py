@@ -9,25 +9,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How one sequence's tokens are chosen; lengths are totals, prompt included.
+    """How one sequence's tokens are chosen; lengths are totals, prompt included."""
 
-    Attributes:
-        min_length: End of text is not chosen before the sequence has this many tokens.
-        max_length: The sequence ends when it has this many tokens.
-        temperature: Divides the logits; 0 takes the most likely token.
-        top_k: Keep the k most likely tokens; 0 keeps all.
-        top_p: Keep the fewest most likely tokens whose probabilities reach p.
-        repetition_penalty: Keskar et al., CTRL (2019), section 4.1, over prompt and output.
-        seed: Decides, with the token's position, every random choice. Any 64-bit int.
-    """
-
-    min_length: int
-    max_length: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int
+    min_length: int  # end of text is not chosen before the sequence has this many tokens
+    max_length: int  # the sequence ends when it has this many tokens
+    temperature: float  # divides the logits; 0 takes the most likely token
+    top_k: int  # keep the k most likely tokens; 0 keeps all
+    top_p: float  # keep the fewest most likely tokens whose probabilities reach p
+    repetition_penalty: float  # Keskar et al., CTRL (2019), section 4.1, over prompt and output
+    seed: int  # 64 bits; with the token's position it decides every random choice
 
     @property
     def greedy(self) -> bool:
@@ -46,17 +36,11 @@ class FinishReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Event:
-    """One step's news of one sequence.
+    """One step's news of one sequence."""
 
-    Attributes:
-        token_id: The new token; ``None`` if the sequence ended without one.
-        finish_reason: Set on the last event of a sequence, and only there.
-        error: What went wrong, for a log; only with ``FinishReason.ERROR``.
-    """
-
-    token_id: int | None = None
-    finish_reason: FinishReason | None = None
-    error: str | None = None
+    token_id: int | None = None  # the new token; none if the sequence ended without one
+    finish_reason: FinishReason | None = None  # set on the last event, and only there
+    error: str | None = None  # what went wrong, for a log; only with FinishReason.ERROR
 
 
 #: Called from the engine's thread, once per event, in order; it must not block. If it raises, its

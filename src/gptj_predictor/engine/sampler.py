@@ -70,8 +70,8 @@ class Sampler:
             logits: ``[N, vocabulary]`` fp32; changed in place.
             params: The N rows' parameters.
             lengths: ``[N]``, tokens of each row so far, on the host.
-            token_table: ``[slots, context]`` int64, tokens so far, on the device.
-            places: ``[2, N]`` int64 on the device: each row's slot, and its length once more.
+            token_table: ``[max_batch_size, context]`` int64, tokens so far, on the device.
+            places: ``[2, N]`` int64 on the device: each row's batch index, and its length again.
 
         Returns:
             ``[N]`` int64 on the device; -1 where the logits hold nothing to choose from (NaN or

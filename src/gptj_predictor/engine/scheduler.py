@@ -3,56 +3,70 @@
 The rule, in the order of arrival:
 
 * Every sequence that decodes gets its next token.
-* Prompts share the step's prefill budget: each may take half of what is left while others want
-  some too, and what nobody takes goes to the oldest. So a long prompt neither stops those that
-  decode nor those that come after it, and the oldest always gets at least half.
+* Prompts share the step's prefill budget. Each may take half of what is left while others want some
+  too; what nobody takes goes to the oldest. So a long prompt stops neither those that decode nor
+  those behind it, and the oldest always gets at least half.
 * A waiting sequence starts when there is a place in the batch and pages for its tokens. None
-  overtakes it, except that one whose prompt is being computed by another right now waits to share
-  it, and lets others by.
-* A decoding sequence that needs a page when none is free takes back those of the youngest, which
-  waits again, at its old place, and is recomputed later.
+  overtakes it, with one exception: while a running sequence computes the same prompt, it waits to
+  share the pages, and lets others pass.
+* A decoding sequence that needs a page when none is free preempts the youngest, which waits again
+  at its old place and is recomputed later.
 
-Nobody starves: the oldest sequence never loses its pages to another, any sequence that was let in
-fits the cache alone, so the oldest always ends, and then there is a next oldest.
+Nobody starves. The oldest sequence is never preempted for another one, and each one that was
+accepted fits the cache alone. So the oldest always ends, and then there is a next oldest.
 """
 
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Iterable
 from operator import attrgetter
 
-from gptj_predictor.engine.pages import PageAllocator, PageTable
-from gptj_predictor.engine.request import RequestRefusedError
-from gptj_predictor.engine.sequence import Row, Sequence
+from gptj_predictor.engine.page_allocator import PageAllocator, PageTable
+from gptj_predictor.engine.prefix_cache import ROOT, PrefixCache
+from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
+from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
 
 _by_arrival = attrgetter("number")
 
+#: A sequence and what happened to it.
+SequenceEvent = tuple[Sequence, Event]
+
 
 class Scheduler:
-    """The queue, the running batch and their pages."""
+    """The queue, the running batch and their pages; both lists are in the order of arrival."""
 
     def __init__(
-        self, pool: PageAllocator, *, max_batch_size: int, max_prefill_tokens: int, context: int
+        self,
+        allocator: PageAllocator,
+        prefix_cache: PrefixCache,
+        *,
+        max_batch_size: int,
+        max_prefill_tokens: int,
+        max_context: int,
+        eos_token_ids: tuple[int, ...],
     ) -> None:
-        self.pool = pool
-        self.max_prefill_tokens = max_prefill_tokens
-        self.preemptions = 0
+        self.allocator = allocator
+        self.prefix_cache = prefix_cache
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self._context = context
-        self._slots = list(reversed(range(max_batch_size)))
+        self.num_preemptions = self.num_generated_tokens = 0
+        self._max_prefill_tokens = max_prefill_tokens
+        self._max_pages = allocator.pages_for(max_context)
+        self._eos_token_ids = eos_token_ids
+        self._batch_indices = list(reversed(range(max_batch_size)))
         self._arrivals = 0
 
     def check_fits(self, max_length: int) -> None:
-        """Refuse what could never end, even with the cache to itself.
+        """Refuse what could never end, even with the KV cache to itself.
 
         Raises:
             RequestRefusedError: ``max_length`` tokens need more than all pages.
         """
-        if self.pool.pages_for(max_length) > self.pool.total:
+        if max_length > self.allocator.max_tokens:
             raise RequestRefusedError(
                 f"{max_length} tokens (prompt included) do not fit the KV cache; "
-                f"at most {self.pool.tokens} do"
+                f"at most {self.allocator.max_tokens} do"
             )
 
     def add(self, sequence: Sequence) -> None:
@@ -61,87 +75,166 @@ class Scheduler:
         sequence.number = self._arrivals
         self.waiting.append(sequence)
 
-    def plan(self) -> list[Row]:
+    def schedule(self) -> list[ScheduledChunk]:
         """Choose what the next step computes.
 
         Returns:
-            Rows of one token first, at most one row per sequence.
+            Chunks of one token first, at most one chunk per sequence.
         """
         counts: dict[Sequence, int] = {}
         for sequence in list(self.running):
-            decodes = sequence.pending == 1 and not sequence.exhausted
-            if decodes and sequence.slot is not None and self._make_room(sequence):
+            decodes = sequence.num_pending_tokens == 1 and not sequence.is_exhausted
+            running = sequence.status is SequenceStatus.RUNNING  # not preempted a moment ago
+            if decodes and running and self._make_room(sequence):
                 counts[sequence] = 1
         self._share_prefill(counts)
-        return [self._row(s, count) for s, count in sorted(counts.items(), key=lambda c: c[1] > 1)]
+        in_order = sorted(counts.items(), key=lambda item: item[1] > 1)
+        return [self._chunk(sequence, count) for sequence, count in in_order]
 
-    def _row(self, sequence: Sequence, count: int) -> Row:
-        samples = count == sequence.pending
-        first, sequence.joined = not sequence.joined, True
-        row = Row(sequence, sequence.cached, count, samples, first, sequence.run)
-        sequence.cached += count
-        sequence.in_flight += samples
-        return row
+    def commit(self, results: Iterable[tuple[ScheduledChunk, int]]) -> list[SequenceEvent]:
+        """Take the tokens that a step gave, and remove the sequences that end with them.
+
+        Args:
+            results: The step's chunks that sample and their tokens; -1 where the logits held
+                nothing to choose from. Sequences that have left the batch since are skipped.
+        """
+        return [
+            (chunk.sequence, self._commit_token(chunk.sequence, token_id))
+            for chunk, token_id in results
+            if chunk.is_current
+        ]
+
+    def fail(self, chunks: Iterable[ScheduledChunk], error: str) -> list[SequenceEvent]:
+        """Remove the sequences of a failed step; what it wrote to the cache is not to be shared."""
+        self.prefix_cache.clear()
+        event = Event(finish_reason=FinishReason.ERROR, error=error)
+        failed = [chunk.sequence for chunk in chunks if chunk.is_current]
+        for sequence in failed:
+            self.remove(sequence)
+        return [(sequence, event) for sequence in failed]
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and its pages back."""
+        if sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        else:
+            self._leave_batch(sequence)
+        sequence.status = SequenceStatus.FINISHED
+
+    def check_invariants(self) -> None:
+        """Compare the books of scheduler, allocator and prefix cache.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        assert all(s.status is SequenceStatus.WAITING for s in self.waiting)
+        assert all(s.status is SequenceStatus.RUNNING for s in self.running)
+        for queue in (self.waiting, self.running):
+            assert queue == sorted(queue, key=_by_arrival)
+        tables = [s.page_table for s in self.running if s.page_table is not None]
+        for sequence, table in zip(self.running, tables, strict=True):
+            assert len(table.pages) * self.allocator.page_size >= sequence.num_cached_tokens
+        used = [s.batch_index for s in self.running]
+        assert len({*used, *self._batch_indices}) == len(self.running) + len(self._batch_indices)
+        self.allocator.check_invariants(tables)
+        self.prefix_cache.check_invariants()
+
+    def _chunk(self, sequence: Sequence, count: int) -> ScheduledChunk:
+        assert sequence.page_table is not None
+        chunk = ScheduledChunk(
+            sequence=sequence,
+            batch_index=sequence.batch_index,
+            page_table=sequence.page_table,
+            start=sequence.num_cached_tokens,
+            num_tokens=count,
+            samples=count == sequence.num_pending_tokens,
+            epoch=sequence.epoch,
+        )
+        sequence.num_cached_tokens += count
+        sequence.num_in_flight += chunk.samples
+        return chunk
+
+    def _commit_token(self, sequence: Sequence, token_id: int) -> Event:
+        sequence.num_in_flight -= 1
+        if token_id < 0:
+            self.remove(sequence)
+            error = "the network gave no finite logits"
+            return Event(finish_reason=FinishReason.ERROR, error=error)
+        sequence.token_ids.append(token_id)
+        self.num_generated_tokens += 1
+        self._insert_prefix(sequence, sequence.num_cached_tokens)
+        reason = None
+        if token_id in self._eos_token_ids:
+            reason = FinishReason.STOP
+        elif len(sequence.token_ids) >= sequence.params.max_length:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            self.remove(sequence)
+        return Event(token_id, reason)
+
+    def _insert_prefix(self, sequence: Sequence, num_cached_tokens: int) -> None:
+        assert sequence.page_table is not None
+        sequence.prefix = self.prefix_cache.insert(
+            sequence.token_ids, num_cached_tokens, sequence.page_table, sequence.prefix
+        )
 
     def _make_room(self, sequence: Sequence) -> bool:
         """A page for the next token, at the cost of the youngest if need be, even of itself."""
-        assert sequence.table is not None
-        while not self.pool.extend(sequence.table, sequence.length, sequence.params.max_length):
+        table, params = sequence.page_table, sequence.params
+        assert table is not None
+        while not self.allocator.extend(table, sequence.num_tokens, params.max_length):
             youngest = self.running[-1]
             self._leave_batch(youngest)
-            self.preemptions += 1
+            self.num_preemptions += 1
             insort(self.waiting, youngest, key=_by_arrival)
             if youngest is sequence:
                 return False
         return True
 
     def _share_prefill(self, counts: dict[Sequence, int]) -> None:
-        budget = self.max_prefill_tokens
-        prefilling = [s for s in self.running if s.pending > 1]
+        budget = self._max_prefill_tokens
+        prefilling = [s for s in self.running if s.num_pending_tokens > 1]
         for sequence in prefilling:
-            others = sequence is not prefilling[-1] or bool(self.waiting and self._slots)
+            others = sequence is not prefilling[-1] or bool(self.waiting and self._batch_indices)
             budget -= self._take_chunk(sequence, budget, counts, others=others)
         for sequence in list(self.waiting):
-            if not budget or not self._slots:
+            if not budget or not self._batch_indices:
                 break
-            if self._shares_with_running(sequence, counts):
+            if self._will_share_with_running(sequence, counts):
                 continue
             if not self._admit(sequence):
                 break
-            others = bool(self.waiting and self._slots)
+            others = bool(self.waiting and self._batch_indices)
             budget -= self._take_chunk(sequence, budget, counts, others=others)
         for sequence in list(counts):
-            if budget and sequence.pending > counts[sequence]:
+            if budget and sequence.num_pending_tokens > counts[sequence]:
                 budget -= self._take_chunk(sequence, budget, counts, others=False)
 
     def _take_chunk(
         self, sequence: Sequence, budget: int, counts: dict[Sequence, int], *, others: bool
     ) -> int:
         """Give a sequence (more) prefill tokens and return how many."""
-        assert sequence.table is not None
         taken = counts.get(sequence, 0)
         share = max(1, budget // 2) if others else budget
-        more = min(sequence.pending - taken, share)
+        more = min(sequence.num_pending_tokens - taken, share)
         if more:
             counts[sequence] = taken + more
-            # Pages that this step fills can be read by others in this very step: a layer writes
-            # all keys and values before it attends.
-            self.pool.enter_prefix(
-                sequence.token_ids, sequence.cached + taken + more, sequence.table
-            )
+            # Others can read the pages that this step fills in this very step: a layer writes all
+            # keys and values before it attends.
+            self._insert_prefix(sequence, sequence.num_cached_tokens + taken + more)
         return more
 
-    def _shares_with_running(self, sequence: Sequence, counts: dict[Sequence, int]) -> bool:
-        """Whether a running sequence will compute the next page of the same prefix in a later step.
+    def _will_share_with_running(self, sequence: Sequence, counts: dict[Sequence, int]) -> bool:
+        """Whether a running sequence will compute the next page of the same prompt in a later step.
 
-        What it computes in this step is in the tree already.
+        What it computes in this step is in the prefix cache already.
         """
-        size = self.pool.page_size
+        size = self.allocator.page_size
         for other in self.running:
-            done = other.cached + counts.get(other, 0)
+            done = other.num_cached_tokens + counts.get(other, 0)
             end = (done // size + 1) * size
             if (
-                done < other.length
+                done < other.num_tokens
                 and end <= len(other.token_ids)
                 and end < len(sequence.token_ids)
                 and sequence.token_ids[:end] == other.token_ids[:end]
@@ -151,42 +244,31 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its place and the pages for its tokens, or leave it waiting."""
-        table = PageTable(self.pool.page_size, self.pool.pages_for(self._context))
-        cached = self.pool.find_prefix(sequence.token_ids, table)
-        # One page each for those that run, so that they do not at once take these back.
+        allocator, table = self.allocator, PageTable(self.allocator.page_size, self._max_pages)
+        prefix = self.prefix_cache.lookup(sequence.token_ids, table)
+        # One page for each that runs, so that they do not take these pages back at once.
         spare = len(self.running)
-        wanted = self.pool.pages_for(sequence.length) - len(table.pages)
-        if self.pool.free < wanted + spare or not self.pool.extend(
-            table, sequence.length, sequence.params.max_length
+        wanted = allocator.pages_for(sequence.num_tokens) - len(table.pages)
+        if allocator.num_free < wanted + spare or not allocator.extend(
+            table, sequence.num_tokens, sequence.params.max_length
         ):
-            self.pool.release(table)
+            allocator.release(table)
             return False
-        sequence.table, sequence.cached, sequence.slot = table, cached, self._slots.pop()
         self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        sequence.page_table, sequence.prefix = table, prefix
+        sequence.num_cached_tokens = prefix.num_pages * allocator.page_size
+        sequence.batch_index = self._batch_indices.pop()
         insort(self.running, sequence, key=_by_arrival)
         return True
 
     def _leave_batch(self, sequence: Sequence) -> None:
-        assert sequence.table is not None
-        assert sequence.slot is not None
+        assert sequence.page_table is not None
         self.running.remove(sequence)
-        self.pool.release(sequence.table)
-        self._slots.append(sequence.slot)
-        sequence.table = sequence.slot = None
-        sequence.cached = sequence.in_flight = 0
-        sequence.joined = False
-        sequence.run += 1
-
-    def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence wherever it is and take its pages back."""
-        if sequence.slot is None:
-            self.waiting.remove(sequence)
-        else:
-            self._leave_batch(sequence)
-
-    def drop_cancelled(self) -> list[Sequence]:
-        """Remove every cancelled sequence and return them."""
-        cancelled = [s for s in (*self.running, *self.waiting) if s.cancelled]
-        for sequence in cancelled:
-            self.remove(sequence)
-        return cancelled
+        self.allocator.release(sequence.page_table)
+        self._batch_indices.append(sequence.batch_index)
+        sequence.status = SequenceStatus.WAITING
+        sequence.page_table = None
+        sequence.prefix = ROOT
+        sequence.num_cached_tokens = sequence.num_in_flight = 0
+        sequence.epoch += 1

@@ -2,80 +2,65 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 
-from gptj_predictor.engine.pages import PageTable
-from gptj_predictor.engine.request import EventSink, SamplingParams
+from gptj_predictor.engine.page_allocator import PageTable
+from gptj_predictor.engine.prefix_cache import ROOT, PrefixCursor
+from gptj_predictor.engine.request import SamplingParams
+
+SequenceStatus = enum.Enum("SequenceStatus", ["WAITING", "RUNNING", "FINISHED"])
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt and what was generated after it.
+    """A prompt and what was generated after it."""
 
-    Attributes:
-        token_ids: Prompt and output as far as it is known here.
-        params: How its tokens are chosen.
-        sink: Who is told of its tokens.
-        number: Its place in the order of arrival.
-        slot: Its row in the runner's table of tokens while it runs.
-        table: Its cache pages while it runs.
-        cached: How many of its tokens have keys and values in the cache, or will by the end of the
-            steps that were launched.
-        joined: Whether a row was planned since it joined the batch.
-        in_flight: How many of its tokens were launched and are not known here yet.
-        run: Goes up when it leaves the batch: what a step launched before then brings is dropped.
-        cancelled: Set from any thread; the engine drops the sequence before its next step.
-    """
-
-    token_ids: list[int]
+    token_ids: list[int]  # prompt and output, as far as they are known on the host
     params: SamplingParams
-    sink: EventSink
-    number: int = 0
-    slot: int | None = None
-    table: PageTable | None = None
-    cached: int = 0
-    joined: bool = False
-    in_flight: int = 0
-    run: int = 0
-    cancelled: bool = False
+    number: int = 0  # its place in the order of arrival, from 1
+    status: SequenceStatus = SequenceStatus.WAITING
+    batch_index: int = -1  # its place in the running batch, while it runs
+    page_table: PageTable | None = None  # its pages of the KV cache, while it runs
+    prefix: PrefixCursor = ROOT  # how far its pages are in the prefix cache
+    num_cached_tokens: int = 0  # with keys and values in the KV cache once launched steps have run
+    num_in_flight: int = 0  # tokens that were launched and are not known on the host yet
+    epoch: int = 0  # goes up when it leaves the batch; results of earlier steps are dropped
 
     @property
-    def length(self) -> int:
+    def num_tokens(self) -> int:
         """Its tokens, those in flight included."""
-        return len(self.token_ids) + self.in_flight
+        return len(self.token_ids) + self.num_in_flight
 
     @property
-    def pending(self) -> int:
+    def num_pending_tokens(self) -> int:
         """Tokens whose keys and values are still to be computed; 1 while it decodes."""
-        return self.length - self.cached
+        return self.num_tokens - self.num_cached_tokens
 
     @property
-    def exhausted(self) -> bool:
+    def is_exhausted(self) -> bool:
         """Whether its last token is already in flight."""
-        return self.length >= self.params.max_length
+        return self.num_tokens >= self.params.max_length
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one step does for one sequence.
-
-    Attributes:
-        sequence: Whose tokens.
-        start: The place of the first of them.
-        count: How many.
-        samples: Whether they are the last pending ones, so that the next token comes out.
-        first: Whether this is the sequence's first row since it joined the batch.
-        run: The sequence's ``run`` when this was planned.
-    """
+class ScheduledChunk:
+    """What one step does for one sequence."""
 
     sequence: Sequence
-    start: int
-    count: int
-    samples: bool
-    first: bool
-    run: int
+    batch_index: int
+    page_table: PageTable
+    start: int  # position of its first token
+    num_tokens: int
+    samples: bool  # its tokens are the last pending ones, so the step gives the next token
+    epoch: int  # the sequence's when this was scheduled
 
     @property
-    def current(self) -> bool:
-        """Whether the sequence is still in the batch for which this was planned."""
-        return self.run == self.sequence.run
+    def end(self) -> int:
+        """Position after the last of its tokens."""
+        return self.start + self.num_tokens
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the sequence is still in the batch that this was scheduled for."""
+        return self.epoch == self.sequence.epoch

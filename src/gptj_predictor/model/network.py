@@ -196,18 +196,6 @@ class GPTJNetwork(nn.Module):
             if isinstance(module, Projection):
                 module.pack()
 
-    def activation_bytes(self, tokens: int, rows: int) -> int:
-        """Memory that a step of ``tokens`` tokens and ``rows`` rows of logits takes at most.
-
-        Per token: both sides of the two products, the norm and attention's copies; per row the
-        logits, their fp32 copy and as much again for sampling, twice. Rounded up by a half.
-        """
-        layer = self.layers[0]
-        assert isinstance(layer, GPTJLayer)
-        per_token = (8 * layer.hidden + 2 * layer.inner) * self.dtype.itemsize
-        per_row = self.config.vocab_size * (self.dtype.itemsize + 4 * torch.float32.itemsize)
-        return (tokens * per_token + rows * per_row) * 3 // 2
-
     @torch.inference_mode()
     def forward(
         self, step: StepInputs, cache: PagedKVCache, rows: torch.Tensor | None = None

@@ -20,8 +20,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress
-from gptj_predictor.snapshot.cache import sync
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
     CONSTANT_BUFFERS,
@@ -204,7 +205,7 @@ def convert(
             progress.advance(size)
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _read(name: str, source: Source, dtype: torch.dtype | None) -> torch.Tensor:
@@ -239,11 +240,10 @@ def _write_shard(tensors: dict[str, torch.Tensor], file: Path) -> None:
         code = re.search(r"os error (\d+)", str(error))
         number = int(code.group(1)) if code else errno.EIO
         raise OSError(number, os.strerror(number), str(file)) from error
-    sync(new)
     for name, written in load_file(new).items():
         if not torch.equal(written.view(torch.uint8), tensors[name].view(torch.uint8)):
             raise SnapshotError(f"{file.name}: tensor {name} is not on disk what was written")
-    new.replace(file)
+    put_in_place(new, file)
 
 
 def is_servable(folder: Path, files: list[str], dtype: torch.dtype | None) -> bool:
@@ -270,4 +270,4 @@ def _bytes(source: Source, dtype: torch.dtype | None) -> int:
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:
-    return "safetensors" if dtype is None else str(dtype).removeprefix("torch.")
+    return "safetensors" if dtype is None else dtype_name(dtype)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
+from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress, say
 from gptj_predictor.snapshot.errors import SnapshotError
 
@@ -84,9 +84,7 @@ class Listing:
 
     def write(self, file: Path) -> None:
         """Keep it for a later run, which may have no network."""
-        new = file.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self)))
-        new.replace(file)
+        write_whole(file, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, file: Path) -> Listing | None:
@@ -199,13 +197,11 @@ def _fetch(
             expected_size=file.size,
             tqdm_class=_bar_for(progress, check),
         )
-        opened.flush()
-        os.fsync(opened.fileno())
     if not file.is_digest(partial):
         progress.advance(-file.size)
         partial.unlink()
         raise _ChangedError(f"{file.name} came with another digest than the hub lists for it")
-    partial.replace(folder / file.name)
+    put_in_place(partial, folder / file.name)
 
 
 def _bar_for(progress: Progress, check: Callable[[], None]) -> Any:

@@ -18,8 +18,10 @@ import torch
 from filelock import Timeout
 from transformers import GPTJConfig
 
+from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.files import sync_tree, write_whole
 from gptj_predictor.common.progress import readable, say
-from gptj_predictor.devices.precision import Precision, choose_precision, describe_device
+from gptj_predictor.devices.precision import DTYPES, Precision, choose_precision, describe_device
 from gptj_predictor.pull.convert import (
     check_checkpoint,
     convert,
@@ -29,7 +31,7 @@ from gptj_predictor.pull.convert import (
 )
 from gptj_predictor.pull.hub import HubFile, Listing, download, list_files
 from gptj_predictor.settings import wire_name
-from gptj_predictor.snapshot.cache import LEASE_SECONDS, ModelRoot, sync_tree
+from gptj_predictor.snapshot.cache import LEASE_SECONDS, ModelRoot
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
     INDEX_FILE,
@@ -67,8 +69,6 @@ SPARE_BYTES = 256 * 2**20
 
 #: Seconds between two lines about a pull that this one waits for.
 WAIT_LINE_SECONDS = 10.0
-
-DTYPES = {Precision.FP16: torch.float16, Precision.BFLOAT16: torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -274,6 +274,8 @@ class _Pull:
         self, listing: Listing, precision: Precision, weights: list[HubFile], build: Path
     ) -> None:
         (build / MANIFEST_FILE).unlink(missing_ok=True)
+        for leftover in build.glob("*.new"):  # of a write that was killed
+            leftover.unlink()
         files = describe_files(build, self._check)
         files.pop(LISTING_FILE, None)
         manifest = Manifest(
@@ -386,8 +388,8 @@ def _set_dtype(config: Path, dtype: torch.dtype) -> None:
     """Say in a configuration what the weights are stored in, as transformers does."""
     content = read_json_object(config)
     content.pop("torch_dtype", None)
-    content["dtype"] = str(dtype).removeprefix("torch.")
-    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    content["dtype"] = dtype_name(dtype)
+    write_whole(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _bytes_in(folder: Path) -> int:

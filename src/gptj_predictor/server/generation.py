@@ -89,7 +89,7 @@ class TextGenerator:
 
     def _lengths(self, request: GenerationRequest, number: int, prompt: int) -> tuple[int, int]:
         """The least and the greatest total length of one instance's sequences."""
-        parameters, context = request.parameters, self.engine.context
+        parameters, context = request.parameters, self.engine.info().max_context
         where = f"instances[{number}]"
         if parameters.max_new_tokens is not None:
             longest_name, longest = "max_new_tokens", prompt + parameters.max_new_tokens

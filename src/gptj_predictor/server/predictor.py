@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 from collections.abc import Callable
 
 import kserve
 from grpc_interceptor.exceptions import Unimplemented
 from kserve.errors import ModelNotReady
 
+from gptj_predictor.common.threads import in_daemon_thread
 from gptj_predictor.server.generation import (
     GenerationRequest,
     TextGenerator,
@@ -50,7 +49,7 @@ class GPTJPredictor(kserve.Model):
 
     async def start_engine(self) -> None:
         """Load in a thread, so that probes are answered meanwhile; then the model is ready."""
-        self._generator = await _in_daemon_thread(self._load)
+        self._generator = await asyncio.wrap_future(in_daemon_thread(self._load, "load"))
         self.ready = True
         logger.info("model %s is ready", self.name)
 
@@ -100,28 +99,3 @@ class GPTJPredictor(kserve.Model):
         if self._generator is None:
             raise ModelNotReady(self.name)
         return self._generator
-
-
-async def _in_daemon_thread(work: Callable[[], TextGenerator]) -> TextGenerator:
-    """Like ``asyncio.to_thread``, but the process may end before the work does."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[TextGenerator] = loop.create_future()
-
-    def settle(method: Callable[..., None], value: object) -> None:
-        if not future.cancelled():
-            method(value)
-
-    def report(method: Callable[..., None], value: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            loop.call_soon_threadsafe(settle, method, value)
-
-    def run() -> None:
-        try:
-            result = work()
-        except Exception as error:
-            report(future.set_exception, error)
-        else:
-            report(future.set_result, result)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return await future

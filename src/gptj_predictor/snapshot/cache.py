@@ -17,7 +17,6 @@ lock. There are no links, which not every network volume has.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 
 from filelock import SoftFileLease
 
+from gptj_predictor.common.files import sync, write_whole
 from gptj_predictor.common.progress import readable
 from gptj_predictor.settings import DEFAULT_MODEL_ID, wire_name
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
@@ -134,11 +134,7 @@ class ModelRoot:
         if file.is_file() and file.read_text().strip() == version:
             return
         self.pull_path.mkdir(exist_ok=True)
-        new = self.pull_path / "NAME"
-        new.write_text(f"{version}\n")
-        sync(new)
-        new.replace(file)
-        sync(file.parent)
+        write_whole(file, f"{version}\n", temporary=self.pull_path / "NAME")
 
     def drop_stale_tags(self) -> None:
         """Remove the tags of versions that are gone."""
@@ -308,22 +304,3 @@ def remove_version(version: Path) -> bool:
     sync(root.versions_path)
     shutil.rmtree(doomed)
     return True
-
-
-def sync_tree(folder: Path) -> None:
-    """Have a folder and everything in it on disk."""
-    for path in folder.rglob("*"):
-        sync(path)
-    sync(folder)
-
-
-def sync(path: Path) -> None:
-    """Have a file or a folder on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some network volumes cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GPTJConfig
 
+from gptj_predictor.common.dtypes import FLOAT_DTYPES
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.cache import ModelRoot
@@ -30,9 +31,6 @@ SINGLE_FILE = "model.safetensors"
 
 #: What CoreWeave's tensorizer writes, beside a snapshot's other files.
 TENSORIZER_FILE = "model.tensors"
-
-#: safetensors dtype names that a network can be built from.
-FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 #: Constants that transformers once stored beside the weights; every loader recomputes them.
 CONSTANT_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attn.embed_positions")

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gptj_predictor.common.files import write_whole
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES
 from gptj_predictor.snapshot.errors import SnapshotError
 
@@ -63,7 +64,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write it into the snapshot's folder."""
-        (folder / MANIFEST_FILE).write_bytes(self._render())
+        write_whole(folder / MANIFEST_FILE, self._render())
 
     def _render(self) -> bytes:
         content: dict[str, Any] = {"format": FORMAT, "block_bytes": BLOCK_BYTES, **asdict(self)}

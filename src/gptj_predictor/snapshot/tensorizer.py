@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gptj_predictor.common.dtypes import dtype_from_name
 from gptj_predictor.snapshot.errors import SnapshotError
 
 #: Values to read at a time, in bytes: tensorizer reads ahead without a limit, and keeps what it has
@@ -166,13 +167,13 @@ def _dtype(name: str, stored: str) -> torch.dtype:
     """
     of_numpy, _, of_torch = stored.partition("\0")
     if of_torch:
-        dtype = vars(torch).get(of_torch.removeprefix("torch."))
+        dtype = dtype_from_name(of_torch)
     else:
         try:
             dtype = torch.from_numpy(np.empty(0, np.dtype(of_numpy))).dtype
         except (TypeError, ValueError):
             dtype = None
-    if not isinstance(dtype, torch.dtype):
+    if dtype is None:
         raise ValueError(f"tensor {name} is stored as {stored!r}")
     return dtype
 

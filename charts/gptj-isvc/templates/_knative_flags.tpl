@@ -1,11 +1,11 @@
 {{/*
-The flags of Knative's ConfigMap config-features that the InferenceService needs, as JSON: fields of
-a pod that Knative refuses unless told otherwise.
+A JSON map of the feature flags in Knative's ConfigMap config-features that the InferenceService
+needs. Without a flag, Knative refuses the field of the pod that the flag is for.
 */}}
 {{- define "gptj.knativeFlags" -}}
 {{- $v := .Values -}}
 {{- $flags := dict -}}
-{{- if include "gptj.affinity" . }}{{ $_ := set $flags "kubernetes.podspec-affinity" "enabled" }}{{ end -}}
+{{- if include "gptj.affinity" (dict "root" . "gpu" true) }}{{ $_ := set $flags "kubernetes.podspec-affinity" "enabled" }}{{ end -}}
 {{- if $v.nodeSelector }}{{ $_ := set $flags "kubernetes.podspec-nodeselector" "enabled" }}{{ end -}}
 {{- if $v.tolerations }}{{ $_ := set $flags "kubernetes.podspec-tolerations" "enabled" }}{{ end -}}
 {{- if $v.topologySpreadConstraints }}{{ $_ := set $flags "kubernetes.podspec-topologyspreadconstraints" "enabled" }}{{ end -}}

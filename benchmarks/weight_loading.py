@@ -1,57 +1,43 @@
-"""How fast a snapshot loads, beside the fastest plain read of the same bytes.
+"""How fast do a snapshot's weights load, beside the fastest plain read of the same bytes?
 
-    python benchmarks/loading.py FOLDER [--rounds 3] [--caches cold warm] [--dtype bfloat16]
+    .venv/bin/python benchmarks/weight_loading.py FOLDER [--rounds 3] [--caches cold warm]
 
 A plain read is parallel readers, each filling one small buffer again and again. One that keeps the
 bytes, as a load has to, also pays for memory that was never used, which on a virtual machine can
 take longer than the reading; it is measured too. Every load is a process of its own. ``cold`` takes
 the files out of the page cache first (``posix_fadvise``), ``warm`` reads them once before. How long
-a server takes from its start to its first answer is measured by ``benchmarks/serve.py``.
+a server takes from its start to its first token is measured by ``cold_start.py``.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import os
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-READERS = (1, 2, 4, 8, 16)
-PIECE = 8 * 2**20
-
-LOAD = """
-import json, sys, time
-from pathlib import Path
 import torch
+
 from gptj_predictor.devices.host import usable_cpus
 from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.network import Placement
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
+from processes import run_in_new_process
 
-path, dtype, digests, pack = Path(sys.argv[1]), getattr(torch, sys.argv[2]), *map(int, sys.argv[3:])
-torch.set_num_threads(usable_cpus())
-if not pack:
-    Projection.packs = False
-folder = SnapshotFolder.open(path)
-device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-placement = Placement.on(device, folder.config.n_layer)
-began = time.perf_counter()
-load_network(folder, dtype, placement, check_digests=bool(digests))
-seconds = time.perf_counter() - began
-status = Path("/proc/self/status").read_text()
-print(json.dumps({"seconds": seconds, "peak": int(status.split("VmHWM:")[1].split()[0]) * 1024}))
-"""
+READERS = (1, 2, 4, 8, 16)
+PIECE = 8 * 2**20
 
-#: What is compared: name, whether digests are checked, whether weights are packed for the CPU.
-LOADS = (("load", 1, 1), ("load, no digests", 0, 1), ("load, not packed", 1, 0))
+#: What is compared: whether digests are checked, whether weights are packed for the CPU.
+LOADS = {
+    "load": (True, True),
+    "load, no digests": (False, True),
+    "load, not packed": (True, False),
+}
 
 
 def main() -> None:
@@ -62,7 +48,9 @@ def main() -> None:
     parser.add_argument("--caches", nargs="+", default=["cold", "warm"], choices=["cold", "warm"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--readers", nargs="+", type=int, default=list(READERS))
+    parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
     arguments = parser.parse_args()
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the server does, for the new processes
     files = sorted(arguments.folder.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in files)
     print(f"{len(files)} files, {size / 1e9:.2f} GB, {os.cpu_count()} CPUs")
@@ -73,7 +61,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, cache: str, files: list[Path], size: int) -> None:
     """All ways, in turns, with the page cache in one state."""
     reads: dict[int, list[float]] = {count: [] for count in arguments.readers}
-    loads: dict[str, list[float]] = {name: [] for name, *_ in LOADS}
+    loads: dict[str, list[float]] = {name: [] for name in arguments.loads}
     peaks: dict[str, int] = {}
     kept: dict[int, list[float]] = {count: [] for count in arguments.readers if 1 < count < 16}
     for _ in range(arguments.rounds):
@@ -83,11 +71,12 @@ def measure(arguments: argparse.Namespace, cache: str, files: list[Path], size: 
         for count, times in kept.items():
             prepare(cache, files)
             times.append(plain_read(files, count, mmap.mmap(-1, size)))
-        for name, digests, pack in LOADS:
+        for name, times in loads.items():
             prepare(cache, files)
-            found = load(arguments, digests, pack)
-            loads[name].append(found["seconds"])
-            peaks[name] = int(found["peak"])
+            seconds, peaks[name] = run_in_new_process(
+                load, arguments.folder, arguments.dtype, *LOADS[name]
+            )
+            times.append(seconds)
     best = min(min(times) for times in reads.values())
     print(f"\n{cache}: seconds (median of {arguments.rounds}), GB/s, x the best plain read")
     for count, times in reads.items():
@@ -155,24 +144,17 @@ def plain_read(files: list[Path], readers: int, keep: mmap.mmap | None = None) -
     return seconds
 
 
-def load(arguments: argparse.Namespace, digests: int, pack: int) -> dict[str, float]:
-    """Seconds and peak bytes of one load."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            LOAD,
-            str(arguments.folder),
-            arguments.dtype,
-            str(digests),
-            str(pack),
-        ],
-        env={"THP_MEM_ALLOC_ENABLE": "1", **os.environ},
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
+    """Seconds of one load, in the process that it is called in."""
+    torch.set_num_threads(usable_cpus())
+    if not pack:
+        setattr(Projection, "packs", False)  # noqa: B010 - it is a property
+    folder = SnapshotFolder.open(path)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    placement = Placement.on(device, folder.config.n_layer)
+    began = time.perf_counter()
+    load_network(folder, getattr(torch, dtype), placement, check_digests=check_digests)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Pull a made-up checkpoint from a hub on this machine: seconds and peak memory.
+"""How long does a pull take, and how much memory, from a hub on this machine?
 
-    PYTHONPATH=. python benchmarks/pull.py FOLDER [--layers 28] [--precision bfloat16]
+    .venv/bin/python benchmarks/pull_speed.py FOLDER [--layers 28] [--precision bfloat16]
 
 The checkpoint is as the published one: a single fp32 pickle, 24.2 GB unless told otherwise. The
 folder needs room for two of it and for what is made of it, which stays there, with its manifest.
@@ -10,28 +10,21 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from tests.support.hub import HubServer
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from gptj_predictor.cli import main as gptj_predictor
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from processes import run_in_new_process
 
-PULL = """
-import sys
-from pathlib import Path
-from gptj_predictor.cli import main
-
-code = main(sys.argv[1:])
-status = Path("/proc/self/status").read_text()
-print("peak memory", int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9, "GB")
-sys.exit(code)
-"""
+# The tests' hub: tests/ is not installed, and lies beside this folder.
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.hub import HubServer
 
 
 def main() -> None:
@@ -39,10 +32,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--precision", default="bfloat16")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    config = GPTJConfig(n_layer=arguments.layers)
+    config = GPTJConfig(n_layer=arguments.layers, n_embd=arguments.hidden, n_head=arguments.heads)
     config.architectures = ["GPTJForCausalLM"]
     pickle = arguments.folder / "pytorch_model.bin"
     write_pickle(pickle, config)
@@ -54,12 +49,16 @@ def main() -> None:
     }
     with HubServer() as hub:
         hub.add("EleutherAI/gpt-j-6B", files)
-        for _ in range(2):
+        os.environ["HF_ENDPOINT"] = hub.endpoint  # read by the new processes' hub client
+        cache = str(arguments.folder / "cache")
+        command = ["snapshot", "pull", "--dest", cache, "--precision", arguments.precision]
+        for what in ("pull", "again"):
             began = time.perf_counter()
-            command = [sys.executable, "-c", PULL, "snapshot", "pull", "--dest"]
-            command += [str(arguments.folder / "cache"), "--precision", arguments.precision]
-            subprocess.run(command, env={**os.environ, "HF_ENDPOINT": hub.endpoint}, check=True)
-            print(f"{time.perf_counter() - began:.1f} s", flush=True)
+            code, peak = run_in_new_process(gptj_predictor, command)
+            if code:
+                raise SystemExit(code)
+            seconds = time.perf_counter() - began
+            print(f"{what}: {seconds:.1f} s, peak memory {peak / 1e9:.2f} GB", flush=True)
     pickle.unlink()
 
 

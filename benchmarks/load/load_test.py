@@ -1,6 +1,6 @@
-"""Clients that arrive at rising rates at a server that is already running.
+"""How long do clients wait at a running server when they arrive at rising rates?
 
-    VENV/bin/python benchmarks/load/run.py --url http://127.0.0.1:8080 --rates 5 10 20 --output DIR
+    VENV/bin/python benchmarks/load/load_test.py --url http://127.0.0.1:8080 --output DIR
 
 aiperf makes, sends and times the requests, one run for each rate; this gives it the rates and puts
 what it recorded into one table. Arrivals are random and wait for no answer, so a server that is too
@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from results import HEAD, NOTES, Row, read
+from aiperf_records import HEAD, NOTES, Row, read
 
 DEMO = Path(__file__).parents[2] / "src/gptj_predictor/demo/snapshot"
 #: Of the capacity, when no rates are given.

@@ -17,11 +17,11 @@ REFUSED = {"code": 429, "type": "Too Many Requests", "message": "full"}
 
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks/load/results.py"
-    spec = importlib.util.spec_from_file_location("load_results", path)
+    path = Path(__file__).parents[2] / "benchmarks/load/aiperf_records.py"
+    spec = importlib.util.spec_from_file_location("aiperf_records", path)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules["load_results"] = importlib.util.module_from_spec(spec)
+    module = sys.modules["aiperf_records"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 

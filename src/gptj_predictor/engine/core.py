@@ -1,0 +1,230 @@
+"""The engine without a thread: sequences in, steps, events out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from gptj_predictor.engine.graphs import Capture, cuda_capture
+from gptj_predictor.engine.page_allocator import PageAllocator
+from gptj_predictor.engine.prefix_cache import PrefixCache
+from gptj_predictor.engine.request import SamplingParams
+from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
+from gptj_predictor.engine.sampler import Sampler
+from gptj_predictor.engine.scheduler import Scheduler, SequenceEvent
+from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
+from gptj_predictor.model.kv_cache import PagedKVCache
+from gptj_predictor.model.network import GPTJNetwork
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Sizes of an engine."""
+
+    max_batch_size: int  # sequences that run together
+    max_prefill_tokens: int  # prompt tokens that one step takes in beside those that decode
+    page_size: int  # tokens per page of the KV cache
+    num_pages: int  # pages that sequences can use
+    enable_prefix_caching: bool = True  # sequences with the same leading tokens share pages
+    cuda_graphs: bool = True  # decoding on a GPU is replayed from graphs
+    #: Whether a step is launched before the last one's tokens are read; on GPUs if ``None``. On a
+    #: CPU, where a launch is the whole computation, that would only make every token late.
+    overlap: bool | None = None
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine is; it never changes."""
+
+    config: EngineConfig
+    max_context: int  # tokens of the longest sequence
+    kv_cache_tokens: int  # that fit the KV cache
+    kv_bytes_per_token: int  # keys and values of all layers
+    step_weight_bytes: int  # read by a decode step: all weights but an embedding of its own
+    devices: tuple[torch.device, ...]  # that hold the network, in the order of use
+    attention: dict[torch.device, str]  # each device's attention by name
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """An engine's state, and its counters since it was made."""
+
+    num_waiting: int  # sequences without a place in the batch
+    num_running: int  # sequences in the batch
+    used_pages: int  # that sequences hold
+    free_pages: int  # that can be handed out, those of the prefix cache included
+    num_steps: int
+    num_generated_tokens: int
+    num_preemptions: int  # how often a sequence lost its pages to an older one
+    num_prefix_query_tokens: int  # tokens of the sequences that joined the batch
+    num_prefix_hit_tokens: int  # how many of them the prefix cache had
+
+
+class EngineCore:
+    """Runs sequences until they end; they join and leave between steps.
+
+    One thread at a time may call it; only :meth:`check`, :meth:`info` and :meth:`stats` may be
+    called beside.
+    """
+
+    def __init__(self, network: GPTJNetwork, config: EngineConfig) -> None:
+        """Allocate the KV cache."""
+        model, cuda = network.config, network.placement.head.type == "cuda"
+        cache = PagedKVCache(
+            devices=list(network.placement.layers),
+            pages=config.num_pages + 1,
+            page_size=config.page_size,
+            heads=model.n_head,
+            head_size=network.head_size,
+            dtype=network.dtype,
+        )
+        eos_token_ids = _eos_token_ids(model.eos_token_id)
+        allocator = PageAllocator(config.num_pages, config.page_size)
+        self._runner = ModelRunner(
+            network, cache, sampler=Sampler(eos_token_ids), max_batch_size=config.max_batch_size
+        )
+        self._scheduler = Scheduler(
+            allocator,
+            PrefixCache(allocator, enabled=config.enable_prefix_caching),
+            max_batch_size=config.max_batch_size,
+            max_prefill_tokens=config.max_prefill_tokens,
+            max_context=model.n_positions,
+            eos_token_ids=eos_token_ids,
+        )
+        attentions = network.attentions.values()
+        self._captures = (
+            config.cuda_graphs and len(attentions) == 1 and all(a.capturable for a in attentions)
+        )
+        self._overlap = cuda if config.overlap is None else config.overlap
+        self._launched: LaunchedStep | None = None
+        self._num_steps = 0
+        value_bytes = network.dtype.itemsize
+        unread = 0 if model.tie_word_embeddings else model.vocab_size * model.n_embd * value_bytes
+        self._info = EngineInfo(
+            config=config,
+            max_context=int(model.n_positions),
+            kv_cache_tokens=allocator.max_tokens,
+            kv_bytes_per_token=2 * model.n_layer * model.n_embd * value_bytes,
+            step_weight_bytes=network.weight_bytes - unread,
+            devices=network.placement.devices,
+            attention={device: a.name for device, a in network.attentions.items()},
+        )
+
+    def info(self) -> EngineInfo:
+        """What this engine is."""
+        return self._info
+
+    def stats(self) -> EngineStats:
+        """Its state now. Beside a step, one figure may be a step older than another."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_waiting=len(scheduler.waiting),
+            num_running=len(scheduler.running),
+            used_pages=scheduler.allocator.num_used,
+            free_pages=scheduler.allocator.num_free,
+            num_steps=self._num_steps,
+            num_generated_tokens=scheduler.num_generated_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_prefix_query_tokens=scheduler.prefix_cache.num_query_tokens,
+            num_prefix_hit_tokens=scheduler.prefix_cache.num_hit_tokens,
+        )
+
+    def prepare(self, capture: Capture | None = None) -> None:
+        """Capture the graphs of decoding, if there will be any.
+
+        Args:
+            capture: What makes a graph; by default CUDA, on a GPU whose attention allows it.
+        """
+        self.use_device()
+        if capture is None and self._captures:
+            capture = cuda_capture()
+        if capture is not None:
+            self._runner.capture_graphs(capture)
+
+    def use_device(self) -> None:
+        """Make the runner's GPU the calling thread's own, as graphs and events want it."""
+        if self._runner.device.type == "cuda":
+            torch.cuda.set_device(self._runner.device)
+
+    def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
+        """Refuse what could never run.
+
+        Raises:
+            ValueError: the prompt is empty, or not shorter than ``max_length``, or that is beyond
+                the context.
+            RequestRefusedError: the sequence can never fit the KV cache.
+        """
+        if not 0 < len(prompt_ids) < params.max_length <= self._info.max_context:
+            raise ValueError(
+                f"a prompt of {len(prompt_ids)} tokens with max_length {params.max_length} in a "
+                f"context of {self._info.max_context}"
+            )
+        self._scheduler.check_fits(params.max_length)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence that passed :meth:`check`."""
+        self._scheduler.add(sequence)
+
+    def cancel(self, sequence: Sequence) -> bool:
+        """Take a sequence out and free its pages; whether it had not ended before."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return False
+        self._scheduler.remove(sequence)
+        return True
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a sequence to run."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    def step(self) -> list[SequenceEvent]:
+        """Schedule and launch a step, then commit its tokens, or with overlap the last one's.
+
+        A step that fails ends its own sequences and no others.
+
+        Returns:
+            What happened, at most one event per sequence.
+        """
+        events: list[SequenceEvent] = []
+        chunks, launched = self._scheduler.schedule(), None
+        if chunks:
+            self._num_steps += 1
+            with self._failing(chunks, events):
+                launched = self._runner.launch(chunks)
+        if self._overlap:
+            launched, self._launched = self._launched, launched
+        if launched is not None:
+            with self._failing(launched.chunks, events):
+                events += self._scheduler.commit(launched.wait())
+        if not self.has_work:
+            self._launched = None
+        return events
+
+    def check_invariants(self) -> None:
+        """Compare the books of scheduler, allocator and prefix cache.
+
+        Raises:
+            AssertionError: they do not agree.
+        """
+        self._scheduler.check_invariants()
+
+    @contextmanager
+    def _failing(self, chunks: list[ScheduledChunk], events: list[SequenceEvent]) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch's own, out of memory included
+            logger.error("a step of %d sequences failed", len(chunks), exc_info=error)
+            events += self._scheduler.fail(chunks, str(error))
+
+
+def _eos_token_ids(configured: int | list[int] | None) -> tuple[int, ...]:
+    if configured is None:
+        return ()
+    return tuple(configured) if isinstance(configured, list) else (configured,)

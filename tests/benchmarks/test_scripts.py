@@ -1,0 +1,106 @@
+"""Every script of ``benchmarks/`` runs, for one round that is as small as it can be."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.servers import RunningServer, environment
+
+ROOT = Path(__file__).parents[2]
+FIGURE = r"[\d.]+"
+
+
+def run(script: str, *flags: object, code: int = 0, folder: Path = ROOT) -> str:
+    """Run a script as its documentation says, from the project's environment; what it printed."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *map(str, flags)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=folder,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One layer of one head."""
+    folder = tmp_path_factory.mktemp("snapshot") / "made-up"
+    printed = run("make_snapshot.py", folder, "--layers", 1, "--hidden", 64, "--heads", 1)
+    assert "0.01 GB in" in printed
+    return folder
+
+
+def test_cold_start() -> None:
+    printed = run("cold_start.py")
+    seconds = [float(text) for text in re.findall(rf"after ({FIGURE}) s", printed)]
+    assert len(seconds) == 3
+    assert seconds == sorted(seconds)
+    assert "resident memory: peak" in printed
+
+
+def test_busy_server() -> None:
+    printed = run("busy_server.py", "--tokens", 16, "--rounds", 1)
+    assert re.search(rf"longest of four alone {FIGURE} s, four together {FIGURE} s", printed)
+    assert re.search(r"health meanwhile, [1-9]\d* probes", printed)
+
+
+def test_http_overhead() -> None:
+    printed = run("http_overhead.py", "--requests", 2)
+    assert len(re.findall(rf"outside predict {FIGURE} ms \(median of 2;", printed)) == 4
+
+
+def test_weight_loading(snapshot: Path) -> None:
+    flags = ["--rounds", 1, "--caches", "warm", "--readers", 1, 2, "--loads", "load, not packed"]
+    printed = run("weight_loading.py", snapshot, *flags)
+    for name in ("plain read, 2 readers", "plain read that keeps, 2 readers", "load, not packed"):
+        assert re.search(rf"{name}.* {FIGURE} GB/s", printed)
+
+
+def test_pull_speed(tmp_path: Path) -> None:
+    printed = run("pull_speed.py", tmp_path, "--layers", 1, "--hidden", 64, "--heads", 1)
+    assert re.search(rf"pull: {FIGURE} s, peak memory {FIGURE} GB", printed)
+    assert re.search(rf"again: {FIGURE} s, peak memory {FIGURE} GB", printed)
+    assert list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_two_versions(tmp_path: Path, server: RunningServer) -> None:
+    """A server that runs, and one that the script starts from a source tree."""
+    output = tmp_path / "pairs.json"
+    flags = ["--pairs", 2, "--batch", 1, 2, "--new-tokens", 4, "--prompt-tokens", 8]
+    flags += ["--precision", "auto", "--max-ratio", 1000, "--texts-may-differ"]
+    url = f"http://127.0.0.1:{server.port}"
+    printed = run("two_versions.py", url, ROOT, *flags, "--output", output)
+    assert len(re.findall(rf"{FIGURE} to {FIGURE}  (?:the same|\d pairs differ)", printed)) == 2
+    pairs = json.loads(output.read_text())["pairs"]
+    assert [pair["batch"] for pair in pairs] == [1, 1, 2, 2]
+    assert all(pair["a"] > 0 and pair["b"] > 0 for pair in pairs)
+    # Two prompts may begin in one step or in two, which can round differently; one cannot.
+    assert all(pair["same_texts"] for pair in pairs if pair["batch"] == 1)
+
+
+def test_two_versions_fails_if_one_is_slower(server: RunningServer) -> None:
+    flags = ["--pairs", 2, "--batch", 1, "--new-tokens", 1, "--prompt-tokens", 8]
+    url = f"http://127.0.0.1:{server.port}"
+    printed = run("two_versions.py", url, url, *flags, "--max-ratio", 0.001, code=1)
+    assert "batch 1: the interval ends above 0.001" in printed
+
+
+def test_two_versions_runs_no_other_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks/two_versions.py"), str(tmp_path), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"{tmp_path} would run" in done.stderr

@@ -1,0 +1,99 @@
+"""Rules for every pod: security, volumes, resources, and where it may run."""
+
+from __future__ import annotations
+
+from tests.support.chart_values import EVERYTHING, MANY
+from tests.support.charts import Release, render
+
+
+def test_restricted_pod_security(releases: dict[str, Release]) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    for release in releases.values():
+        for pod in release.pods():
+            assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+            assert "initContainers" not in pod
+            for container in pod["containers"]:
+                context = container["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert context["runAsNonRoot"] is True
+                assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+                assert context["readOnlyRootFilesystem"] is True
+            for volume in pod.get("volumes", []):
+                assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}
+
+
+def test_every_container_writes_only_where_it_may(releases: dict[str, Release]) -> None:
+    for release in releases.values():
+        for pod in release.pods():
+            mounts = {
+                mount["mountPath"]: mount for mount in pod["containers"][0].get("volumeMounts", [])
+            }
+            if pod["containers"][0]["name"] != "test":
+                assert not mounts["/tmp"].get("readOnly")
+            names = {volume["name"] for volume in pod.get("volumes", [])}
+            assert {mount["name"] for mount in mounts.values()} == names
+
+
+def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
+    for release in releases.values():
+        for pod in release.pods():
+            for kind in ("requests", "limits"):
+                assert {"cpu", "memory"} <= set(pod["containers"][0]["resources"][kind])
+
+
+def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -> None:
+    """Pods without a GPU tolerate the taint of GPU nodes, and prefer these nodes."""
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    for release in releases.values():
+        if not release.has("InferenceService"):
+            continue
+        predictor = release.predictor
+        node = predictor.get("affinity", {}).get("nodeAffinity", {})
+        for pod in release.pods():
+            for key in ("nodeSelector", "priorityClassName", "serviceAccountName"):
+                assert pod.get(key) == predictor.get(key)
+            assert pod.get("affinity", {}).get("nodeAffinity", {}).get(required) == (
+                node.get(required)
+            )
+            allowed = pod.get("tolerations", [])
+            assert all(one in allowed for one in predictor.get("tolerations", []))
+            with_gpu, requests = (
+                "nvidia.com/gpu" in one["containers"][0]["resources"]["limits"]
+                for one in (predictor, pod)
+            )
+            tolerates = {"key": "nvidia.com/gpu", "operator": "Exists"} in allowed
+            assert tolerates or requests or not with_gpu
+    anywhere = render().one("Job")["spec"]["template"]["spec"]["affinity"]["nodeAffinity"]
+    [wish] = anywhere["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert wish["preference"]["matchExpressions"][0]["key"] == "nvidia.com/gpu.product"
+    on_cpus = render({"gpu": {"count": 0}}).one("Job")["spec"]["template"]["spec"]
+    assert not {"affinity", "tolerations"} & set(on_cpus)
+
+
+def test_gpu_and_region_are_in_every_term() -> None:
+    """Terms are alternatives, so each needs the labels."""
+    affinity = render(EVERYTHING).predictor["affinity"]["nodeAffinity"]
+    terms = affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    gpu = {"key": "nvidia.com/gpu.product", "operator": "In", "values": ["A40", "A100"]}
+    region = {"key": "topology.kubernetes.io/region", "operator": "In", "values": ["ORD1"]}
+    assert [term["matchExpressions"] for term in terms] == [
+        [{"key": "a", "operator": "Exists"}, gpu, region],
+        [gpu, region],
+    ]
+    assert "matchFields" in terms[1]
+
+
+def test_gpus() -> None:
+    assert render().container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    none = render({"gpu": {"count": 0}, "benchmark": {"batchSize": 1}}, MANY)
+    for pod in none.pods():
+        assert "nvidia.com/gpu" not in pod["containers"][0]["resources"]["limits"]
+    gpu = {"count": 2, "resource": "amd.com/gpu"}
+    two = render({"gpu": gpu, "benchmark": {"batchSize": 1}}, MANY)
+    assert two.container["resources"]["requests"]["amd.com/gpu"] == "2"
+    [benchmark] = two.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
+    [pull] = two.one("Job", "pull")["spec"]["template"]["spec"]["containers"]
+    assert benchmark["resources"]["limits"]["amd.com/gpu"] == "2"
+    # A pull with the only GPU would keep the predictor from starting.
+    assert "amd.com/gpu" not in pull["resources"]["limits"]

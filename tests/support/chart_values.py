@@ -1,0 +1,119 @@
+"""Values to render the chart with."""
+
+from __future__ import annotations
+
+import itertools
+
+from tests.support.charts import EXAMPLES, Values, example_values, merged
+
+MODES: dict[str, Values] = {
+    "knative": {"deploymentMode": "Knative"},
+    "standard": {"deploymentMode": "Standard", "scaling": {"minReplicas": 1}},
+}
+MOUNTS: dict[str, Values] = {
+    "storageUri": {},
+    "volume": {"cache": {"mountVia": "volume"}},
+    "volume, written": {"cache": {"mountVia": "volume", "readOnly": False, "subPath": "a/b"}},
+}
+CACHES: dict[str, Values] = {
+    "own": {},
+    "own, given up": {"cache": {"keep": False, "storageClassName": "fast"}},
+    "existing": {"cache": {"existingClaim": "theirs", "subPath": "gptj"}},
+    "no download": {"cache": {"existingClaim": "theirs"}, "download": {"enabled": False}},
+}
+BENCHMARKS: dict[str, Values] = {
+    "none": {},
+    "beside": {
+        "benchmark": {"batchSize": 8, "warmupRounds": 2, "ttl": 600},
+        "allow": {"sharedReadWriteOnce": True},
+    },
+    "only": {"benchmark": {"batchSize": 2, "only": True}},
+}
+SCALINGS: dict[str, Values] = {
+    "default": {},
+    "four": {
+        "scaling": {"maxReplicas": 4, "scaleTarget": 9},
+        "cache": {"accessModes": ["ReadWriteMany"]},
+    },
+}
+
+MANY: Values = {"cache": {"accessModes": ["ReadWriteMany"]}}
+
+#: Everything that is off by default, and every list and map with something in it.
+EVERYTHING: Values = {
+    "gpu": {"count": 2, "labelValues": ["A40", "A100"]},
+    "region": {"values": ["ORD1"]},
+    "model": {
+        "name": "gptj",
+        "defaults": {
+            "min_length": 5,
+            "max_length": 100,
+            "temperature": 0.5,
+            "top_k": 40,
+            "top_p": 0.95,
+            "repetition_penalty": 1.1,
+        },
+    },
+    "download": {"hfToken": {"existingSecret": "hub"}, "ttl": 60},
+    "benchmark": {"batchSize": 2, "extraArgs": ["--rounds", "2"]},
+    "cache": {"accessModes": ["ReadWriteMany"], "annotations": {"argocd/prune": "no"}},
+    "shm": "1Gi",
+    "image": {"digest": "sha256:" + "0" * 64},
+    "imagePullSecrets": [{"name": "registry"}],
+    "labels": {"team": "nlp", "app.kubernetes.io/name": "other"},
+    "annotations": {"example.com/a": "b", "serving.kserve.io/stop": "true"},
+    "nodeSelector": {"disk": "ssd"},
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+                    {
+                        "matchFields": [
+                            {"key": "metadata.name", "operator": "In", "values": ["node"]}
+                        ]
+                    },
+                ]
+            }
+        }
+    },
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    ],
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+    "serviceAccount": {"annotations": {"cloud/role": "reader"}},
+    "extraEnv": [
+        {"name": "HF_ENDPOINT", "value": "http://hub"},
+        {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    ],
+    "extraArgs": ["--max_batch_size", "64"],
+    "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+    "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+    "extraObjects": [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "{{ .Release.Name }}-extra"},
+            "data": {"a": "b"},
+        }
+    ],
+    "podMonitor": {"enabled": True, "labels": {"team": "ops"}},
+    "dashboard": {"enabled": True},
+    "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]},
+    "podDisruptionBudget": {"enabled": True},
+}
+
+#: Every combination of the above, the examples, and everything at once in each mode.
+MATRIX = {
+    ", ".join(names): merged(*values)
+    for names, values in (
+        (tuple(name for name, _ in row), tuple(value for _, value in row))
+        for row in itertools.product(
+            MODES.items(), MOUNTS.items(), CACHES.items(), BENCHMARKS.items(), SCALINGS.items()
+        )
+    )
+}
+MATRIX |= {f"example {name}": example_values(name) for name in EXAMPLES}
+MATRIX |= {f"everything, {name}": merged(EVERYTHING, mode) for name, mode in MODES.items()}
