@@ -46,7 +46,7 @@ bench: $(VENV)/.dev ## Run a tiny benchmark of the demo; the report comes to ben
 	  --batch_size 2 --min_tokens 32 --max_tokens 64 --step 32 --rounds 1
 
 docs: $(VENV)/.dev ## Build the documentation site in site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/zensical build --clean --strict
 
 image: ## Build the container image with docker, podman or buildah (IMAGE=...)
 	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed"; exit 1; }

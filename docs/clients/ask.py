@@ -8,4 +8,4 @@ def ask(prompt, **parameters):
         return json.load(answer)["predictions"][0]["generated_text"]
 
 
-print(ask("The secret to a happy life is to", temperature=0, max_length=40))
+print(ask("The secret to a happy life is to", temperature=0, max_new_tokens=12))

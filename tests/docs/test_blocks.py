@@ -40,6 +40,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         yield running
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("document", with_commands())
 def test_commands(document: str, server: RunningServer, hub: HubServer, tmp_path: Path) -> None:
     shell = Shell(tmp_path, port=server.port, hub=hub.endpoint)

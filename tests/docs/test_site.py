@@ -14,11 +14,15 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from tests.support.documents import ROOT
+from tests.support.documents import DOCUMENTS, ROOT
 
 #: What Zensical reads.
 SOURCES = ("docs", "mkdocs.yml", "CONTRIBUTING.md")
 MOST_README_LINES = 150
+#: Names files of other projects.
+OTHERS_FILES = "docs/comparison.md"
+#: Files of the repository, as prose and commands name them.
+NAMED_FILE = re.compile(r"(?<![\w/])((?:benchmarks|charts|docs|src|tests|tools)/[\w./-]*\w)")
 
 
 class Page(HTMLParser):
@@ -65,6 +69,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in sorted(site.glob("**/*.html")) if path.name != "404.html"}
 
 
+@pytest.mark.process
 def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
     def listed(entry: object) -> list[str]:
         if isinstance(entry, str):
@@ -79,6 +84,7 @@ def test_every_page_is_in_the_site_and_in_its_navigation(site: Path) -> None:
     assert {path.name for path in pages(site)} == {name.replace(".md", ".html") for name in names}
 
 
+@pytest.mark.process
 def test_links_and_anchors(site: Path) -> None:
     found = pages(site)
     checked = 0
@@ -97,6 +103,7 @@ def test_links_and_anchors(site: Path) -> None:
     assert checked > 100
 
 
+@pytest.mark.process
 def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
     for path, page in pages(site).items():
         assert not [one for one in page.loaded if urlsplit(one).netloc], path.name
@@ -128,6 +135,12 @@ def test_files_that_the_readme_links_to_exist() -> None:
             titles = re.findall(r"^#+ (.*)$", (ROOT / parts.path).read_text(), re.MULTILINE)
             assert parts.fragment in {title.lower().replace(" ", "-") for title in titles}, link
     assert len(links) > 15
+
+
+@pytest.mark.parametrize("document", [one for one in DOCUMENTS if one != OTHERS_FILES])
+def test_files_that_are_named_exist(document: str) -> None:
+    for name in NAMED_FILE.findall((ROOT / document).read_text()):
+        assert (ROOT / name).exists(), name
 
 
 def test_the_readme_s_client_is_the_one_in_docs() -> None:

@@ -199,9 +199,8 @@ def helm_commands(document: str) -> Iterator[tuple[str, list[str]]]:
     for block in blocks(document):
         if block.language == "sh":
             for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:2] in (["helm", "install"], ["helm", "upgrade"]):
-                    yield block.place, words
+                if line.startswith(("helm install ", "helm upgrade ")):
+                    yield block.place, shlex.split(line, comments=True)
 
 
 def render_command(words: list[str]) -> Release:
