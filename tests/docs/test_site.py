@@ -143,5 +143,14 @@ def test_files_that_are_named_exist(document: str) -> None:
         assert (ROOT / name).exists(), name
 
 
+def test_architecture_lists_every_room() -> None:
+    drawing = (ROOT / "docs/architecture.md").read_text().split("src/gptj_predictor/\n")[1]
+    listed = set(re.findall(r"^  (\w+)(?:/|\.py) ", drawing.split("```")[0], re.MULTILINE))
+    rooms = {
+        path.stem for path in (ROOT / "src/gptj_predictor").iterdir() if path.suffix in ("", ".py")
+    }
+    assert listed == {name for name in rooms if not name.startswith("__")}
+
+
 def test_the_readme_s_client_is_the_one_in_docs() -> None:
     assert f"```python\n{(ROOT / 'docs/clients/ask.py').read_text()}```" in readme()
