@@ -44,7 +44,7 @@ VALUES = ("yaml",)
 COMMENT = re.compile(r"<!--\s*(not run|not compared|sampled|numbers vary)(?::\s*(.*?))?\s*-->")
 INCLUDE = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
 #: Numbers with their units, and the commits in the names of versions.
-NUMBER = re.compile(r"\b[0-9a-f]{12}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
+NUMBER = re.compile(r"\b[0-9a-f]{12,40}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
 
 #: The server's address in the documents.
 ADDRESS = "localhost:8080"
