@@ -43,7 +43,7 @@ format: $(VENV)/.dev ## Format the code
 
 bench: $(VENV)/.dev ## Run a tiny benchmark of the demo; the report comes to benchmark-results/
 	$(BIN)/gptj-predictor benchmark --output benchmark-results \
-	  --batch_size 2 --min_tokens 32 --max_tokens 64 --step 32 --rounds 1
+	  --batch_size 2 --min_tokens 128 --max_tokens 256 --rounds 1
 
 docs: $(VENV)/.dev ## Build the documentation site in site/
 	$(BIN)/zensical build --clean --strict

@@ -44,10 +44,13 @@ def main() -> None:
     config.save_pretrained(arguments.folder)
     for file in DEMO_SNAPSHOT.glob("tokenizer*"):
         shutil.copy(file, arguments.folder)
-    write_weights(arguments.folder, config, torch.Generator().manual_seed(arguments.seed))
+    generator = torch.Generator().manual_seed(arguments.seed)
+    write_weights(arguments.folder, config, dtype, generator)
 
 
-def write_weights(folder: Path, config: GPTJConfig, generator: torch.Generator) -> None:
+def write_weights(
+    folder: Path, config: GPTJConfig, dtype: torch.dtype, generator: torch.Generator
+) -> None:
     """Write all tensors in shards, drawn from the distribution that GPT-J starts training from."""
     with init_empty_weights():
         shapes = {name: t.shape for name, t in GPTJForCausalLM(config).state_dict().items()}
@@ -55,7 +58,7 @@ def write_weights(folder: Path, config: GPTJConfig, generator: torch.Generator) 
     shard: dict[str, torch.Tensor] = {}
     total = 0
     for position, (name, shape) in enumerate(shapes.items()):
-        tensor = torch.empty(shape, dtype=config.dtype)
+        tensor = torch.empty(shape, dtype=dtype)
         if ".ln_" in name:
             tensor.fill_(1.0 if name.endswith("weight") else 0.0)
         else:

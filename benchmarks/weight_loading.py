@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, cache: str, files: list[Path], size: int) -> None:
-    """All ways, in turns, with the page cache in one state."""
+    """Measure all reads and loads in turns, with the page cache in one state."""
     reads: dict[int, list[float]] = {count: [] for count in arguments.readers}
     loads: dict[str, list[float]] = {name: [] for name in arguments.loads}
     peaks: dict[str, int] = {}
@@ -109,7 +109,17 @@ def prepare(cache: str, files: list[Path]) -> None:
 
 
 def plain_read(files: list[Path], readers: int, keep: mmap.mmap | None = None) -> float:
-    """Seconds; with ``keep`` every byte stays, each at its own address."""
+    """Read all files with so many threads.
+
+    Args:
+        files: To read.
+        readers: Threads.
+        keep: Memory of all files' size, in which every byte stays. Without it every thread has one
+            small buffer, which it fills again and again.
+
+    Returns:
+        The seconds.
+    """
     pieces: SimpleQueue[tuple[int, int, int]] = SimpleQueue()
     descriptors = [os.open(file, os.O_RDONLY) for file in files]
     end = 0
@@ -145,7 +155,7 @@ def plain_read(files: list[Path], readers: int, keep: mmap.mmap | None = None) -
 
 
 def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
-    """Seconds of one load, in the process that it is called in."""
+    """Load a snapshot once, in the process that this is called in; returns the seconds."""
     torch.set_num_threads(usable_cpus())
     if not pack:
         setattr(Projection, "packs", False)  # noqa: B010 - it is a property

@@ -25,6 +25,7 @@ def detokenize(ids: list[int], *stop: str) -> tuple[list[str], str]:
     return [detokenizer.add(token) for token in ids], detokenizer.finish()
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_round_trip(text: str) -> None:
     parts, rest = detokenize(TOKENIZER.encode(text))

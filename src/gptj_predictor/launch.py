@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.devices.cuda_graphs import capture_for
 from gptj_predictor.devices.host import usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import find_devices, free_bytes, place
@@ -117,7 +118,8 @@ class LaunchPlan:
             seconds,
             network.weight_bytes / 1e9 / seconds,
         )
-        engine = Engine(network, self._engine_config())
+        capture = capture_for(network) if self.settings.cuda_graphs else None
+        engine = Engine(network, self._engine_config(), capture)
         info = engine.info()
         for device, name in info.attention.items():
             logger.info("attention on %s: %s", device, name)
@@ -154,7 +156,6 @@ class LaunchPlan:
                 max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
             ),
             enable_prefix_caching=settings.enable_prefix_caching,
-            cuda_graphs=settings.cuda_graphs,
         )
 
     def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from gptj_predictor.bench import machine
+from gptj_predictor.bench.subject import describe_devices
 
 #: As a driver of 2025 prints it, with two of the values.
 SMI = """#!/bin/sh
@@ -18,7 +19,7 @@ echo "580.65.06, 345 MHz, 1980 MHz, 3201 MHz, 3201 MHz, P0, 700.00 W, 31"
 
 
 def test_this_machine() -> None:
-    device = machine.describe((torch.device("cpu"),), threads=2)
+    device = describe_devices((torch.device("cpu"),), threads=2)
     assert device.type == "cpu"
     assert device.names[0]
     assert device.threads == 2
@@ -32,15 +33,15 @@ def test_bandwidth_is_plausible() -> None:
 
 def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine._ask_nvidia_smi("abc") == {}
+    assert machine.ask_nvidia_smi("abc") == {}
     program = tmp_path / "nvidia-smi"
     program.write_text(SMI)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(tmp_path), "/bin", "/usr/bin"]))
-    facts = machine._ask_nvidia_smi("GPU-abc")
+    facts = machine.ask_nvidia_smi("GPU-abc")
     assert facts["driver_version"] == "580.65.06"
     assert facts["clocks.max.sm"] == "1980 MHz"
-    assert machine._ask_nvidia_smi("other") == {}
+    assert machine.ask_nvidia_smi("other") == {}
 
 
 def test_work_alone_raises_what_it_raised() -> None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.image import imread
 
-from gptj_predictor.bench.report import published_table
+from gptj_predictor.bench.report import describe_speed, published_table
 from gptj_predictor.bench.results import Cell, Results, read_results
 from gptj_predictor.cli import main
 from tests.support.benchmarks import made_up
@@ -50,6 +50,30 @@ def test_another_model_gets_no_ratio() -> None:
     assert all(line.split("|")[-2].strip() == "-" for line in text.splitlines()[4:])
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (14.4, "14 times as fast as"),
+        (2.04, "2.0 times as fast as"),
+        (1.02, "as fast as"),
+        (0.98, "as fast as"),
+        (0.76, "1.3 times slower than"),
+        (0.076, "13 times slower than"),
+    ],
+)
+def test_speed_in_words(ratio: float, text: str) -> None:
+    assert describe_speed(ratio) == text
+
+
+def test_a_slow_machine_is_said_to_be_slow(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", made_up(factor=125.8))  # 0.076 times as fast as the A100
+    assert main(["benchmark", "report", path]) == 0
+    texts = " ".join(ElementTree.parse(tmp_path / "a" / "report.svg").getroot().itertext())
+    assert "13 times slower than the published A100 (2)" in texts
+    assert " 0.076x |" in (tmp_path / "a" / "report.md").read_text()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "parameters"), [(1, None), (8, None), (2, 2_563_712)])
 def test_report_files(tmp_path: Path, batch: int, parameters: int | None) -> None:
     made = made_up(batch) if parameters is None else made_up(batch, parameters=parameters)

@@ -14,10 +14,12 @@ from typing import Any, cast
 
 import pytest
 
+from gptj_predictor.bench.engine_target import EngineTarget
 from gptj_predictor.bench.errors import CellError, DoesNotFitError, PlanError
+from gptj_predictor.bench.http_target import HttpTarget
 from gptj_predictor.bench.results import Results, read_results
-from gptj_predictor.bench.run import lengths
-from gptj_predictor.bench.targets import EngineTarget, HttpTarget, Sampling
+from gptj_predictor.bench.subject import lengths
+from gptj_predictor.bench.targets import Sampling
 from gptj_predictor.bench.text import Prompt, Prompts
 from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
@@ -142,6 +144,7 @@ class TestEngineTarget:
                 assert type(caught.value) is kind
 
 
+@pytest.mark.slow
 def test_in_process_with_cells_that_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,6 +218,7 @@ def test_every_flag_is_there_in_both_spellings(capsys: pytest.CaptureFixture[str
     assert "--max_body_bytes" not in text
 
 
+@pytest.mark.slow
 class TestHttp:
     def url(self, server: RunningServer) -> str:
         return f"http://127.0.0.1:{server.port}"
@@ -256,6 +260,7 @@ class TestHttp:
         assert "33 prompts; allowed are 1 to 32" in capsys.readouterr().err
 
 
+@pytest.mark.process
 class TestKilled:
     """The real command, ended from outside."""
 

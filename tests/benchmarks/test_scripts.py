@@ -12,8 +12,12 @@ import pytest
 
 from tests.support.servers import RunningServer, environment
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 FIGURE = r"[\d.]+"
+
+pytestmark = pytest.mark.slow
 
 
 def run(script: str, *flags: object, code: int = 0, folder: Path = ROOT) -> str:
@@ -104,3 +108,47 @@ def test_two_versions_runs_no_other_code(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert f"{tmp_path} would run" in done.stderr
+
+
+def test_compare_with_peers(tmp_path: Path) -> None:
+    """Without CTranslate2, which the project does not depend on."""
+    output = tmp_path / "samples.json"
+    shape = ["--layers", 1, "--hidden", 64, "--heads", 1, "--dtype", "float32"]
+    load = ["--batch", 2, "--prompt-tokens", 8, "--new-tokens", 4, "--rounds", 1]
+    cases = ["--requests", 2, "--one-by-one", 1, "--prefix-tokens", 32, "--unshared-pairs", 2]
+    flags = ["--threads", 1, "--skip", "ct2", "--page-context", 16, "--output", output]
+    printed = run("compare_with_peers.py", *shape, *load, *cases, *flags)
+    assert "batch 2 8+4: ours and generate: same tokens (4)" in printed
+    results = json.loads(output.read_text())
+    assert results["failures"] == []
+    assert [table["title"].split(":")[0].split(",")[0] for table in results["tables"]] == [
+        *("decode", "concurrent", "prefix", "prefix", "page")
+    ]
+    assert {row["who"] for row in results["tables"][0]["rows"]} == {"ours", "generate"}
+
+
+def test_load_test_needs_aiperf(tmp_path: Path) -> None:
+    """The rest of it is tested on files that aiperf wrote, see ``test_load_test.py``."""
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "benchmarks/load/load_test.py")),
+            *("--url", "http://127.0.0.1:9", "--output", str(tmp_path / "new")),
+        ],
+        capture_output=True,
+        text=True,
+        env=environment(PATH=str(tmp_path)),
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "aiperf is not installed" in done.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_compare_with_peers_imports_little() -> None:
+    """On a GPU machine it has torch, transformers, numpy and Triton, and the source tree."""
+    code = (
+        "import sys; sys.path.insert(0, 'benchmarks'); "
+        "sys.modules |= dict.fromkeys(['pydantic', 'kserve', 'psutil', 'orjson', 'accelerate']); "
+        "import compare_with_peers"
+    )
+    subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True)

@@ -63,6 +63,7 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
         assert settings.tag is None
 
 
+@pytest.mark.process
 def test_from_install_to_prediction(tmp_path: Path) -> None:
     """As on a cluster: the predictor waits, the Job pulls, the probes and the test pod succeed.
 
@@ -138,6 +139,7 @@ def check_test_pod(pod: Object, server: RunningServer) -> None:
     assert run("another", "0", unused, server.port).returncode == 1
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_metrics_that_exist(server: RunningServer) -> None:
     server.predict(["Right now"], max_new_tokens=2)
     exposed = server.client.get("/metrics").text

@@ -17,6 +17,7 @@ from tests.support.charts import CHART, EXAMPLES, example_values
 ROOT = CHART.parents[1]
 
 
+@pytest.mark.process
 def test_generated_files_are_up_to_date() -> None:
     """The table of values, and what the examples render to."""
     tool = [sys.executable, str(ROOT / "tools" / "chart_files.py"), "--check"]

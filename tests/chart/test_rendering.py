@@ -54,6 +54,7 @@ def test_chart_and_package_have_one_version() -> None:
     assert render().container["image"].endswith(f":{__version__}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) -> None:
     seen: dict[str, Any] = {}
@@ -75,6 +76,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
         assert kubernetes_validate.validate(one, version, strict=True) == version
 
 
+@pytest.mark.slow
 def test_no_field_of_the_inference_service_is_lost(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         if release.has("InferenceService"):

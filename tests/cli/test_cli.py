@@ -118,6 +118,7 @@ def test_variables_that_kubernetes_makes_are_passed_over() -> None:
     )
 
 
+@pytest.mark.process
 class TestProcess:
     """Exit codes and the one line, from the real command."""
 

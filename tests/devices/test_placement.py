@@ -78,6 +78,7 @@ def test_names() -> None:
             find_devices("cpu,cuda:3")
 
 
+@pytest.mark.slow
 def test_layers_on_several_devices_compute_the_same(small: ReferenceModel) -> None:
     """Two names of the CPU stand for two devices: caches, steps and results are carried over."""
     one, other = torch.device("cpu"), torch.device("cpu", 0)

@@ -8,14 +8,9 @@ from typing import cast
 import pytest
 import torch
 
-from gptj_predictor.engine.request import (
-    EngineDeadError,
-    Event,
-    FinishReason,
-    RequestRefusedError,
-    SamplingParams,
-)
+from gptj_predictor.engine.request import EngineDeadError, Event, FinishReason, RequestRefusedError
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import GREEDY, FaultyNetwork, RunningEngine, load
 from tests.support.reference import ReferenceModel
 
@@ -31,6 +26,7 @@ SAMPLED = SamplingParams(
 LONG = replace(GREEDY, min_length=128, max_length=128)
 
 
+@pytest.mark.slow
 def test_seeded_text_is_the_same_alone_and_in_a_crowd(engine: RunningEngine) -> None:
     prompt = [5, 9, 11]
     alone = engine.submit(prompt, SAMPLED).result()[0]
@@ -79,6 +75,7 @@ def test_cancel_while_waiting(small: ReferenceModel) -> None:
         assert engine.pages_in_use == 0
 
 
+@pytest.mark.slow
 def test_the_oldest_is_never_put_off(small: ReferenceModel) -> None:
     """Two that do not fit together: the younger one waits, is recomputed, and is none the worse."""
     with RunningEngine(small.folder, kv_cache_bytes=150_000) as engine:
@@ -141,6 +138,7 @@ def test_a_failing_step_ends_its_sequences_and_no_others(small: ReferenceModel) 
         assert engine.engine.alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize("refused", [1, 60, 127])
 def test_a_sink_that_raises_ends_its_own_sequence_alone(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import random
 
-from gptj_predictor.engine.request import FinishReason, SamplingParams
+import pytest
+
+from gptj_predictor.engine.request import FinishReason
+from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import RunningEngine
 from tests.support.reference import EOS, ReferenceModel
 
@@ -37,6 +40,7 @@ def mixed_requests(
     return requests
 
 
+@pytest.mark.slow
 def test_one_mixed_batch(small: ReferenceModel, large: bool) -> None:
     requests = mixed_requests(small, 400 if large else 60, seed=3)
     with RunningEngine(small.folder, max_batch_size=len(requests)) as engine:
@@ -50,6 +54,7 @@ def test_one_mixed_batch(small: ReferenceModel, large: bool) -> None:
     assert {reason for _, reason in results} == {FinishReason.STOP, FinishReason.LENGTH}
 
 
+@pytest.mark.slow
 def test_joining_and_leaving_a_small_batch(small: ReferenceModel) -> None:
     """More requests than places, pages and prefill tokens: they queue, and nothing changes."""
     requests = mixed_requests(small, 30, seed=5)

@@ -7,8 +7,6 @@ from dataclasses import replace
 
 import pytest
 
-from gptj_predictor.engine.page_allocator import PageAllocator
-from gptj_predictor.engine.prefix_cache import PrefixCache
 from gptj_predictor.engine.request import RequestRefusedError
 from gptj_predictor.engine.scheduler import Scheduler
 from gptj_predictor.engine.sequence import Sequence
@@ -18,14 +16,12 @@ SIZE = 4
 
 
 def scheduler(*, pages: int = 200, batch: int = 8, budget: int = 32) -> Scheduler:
-    allocator = PageAllocator(pages, SIZE)
     return Scheduler(
-        allocator,
-        PrefixCache(allocator),
+        num_pages=pages,
+        page_size=SIZE,
         max_batch_size=batch,
         max_prefill_tokens=budget,
         max_context=256,
-        eos_token_ids=(),
     )
 
 

@@ -18,11 +18,14 @@ from hypothesis import strategies as st
 
 from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.graphs import Capture
-from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
+from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.attention import TritonAttention
+from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
 from tests.support.reference import ReferenceModel
+
+pytestmark = pytest.mark.slow
 
 Request = tuple[tuple[int, ...], SamplingParams]
 
@@ -71,8 +74,8 @@ class Schedule:
         if graphs:
             network.attentions[CPU] = TritonAttention(processors=4)
         capture: Capture | None = (lambda run: run) if graphs else None
-        self.core = EngineCore(network, make_config(network, **sizes))
-        self.core.prepare(capture)
+        self.core = EngineCore(network, make_config(network, **sizes), capture)
+        self.core.prepare()
         self.reference = reference
         self.running: dict[int, tuple[Sequence, list[Event]]] = {}
 

@@ -7,6 +7,7 @@ import threading
 from dataclasses import replace
 
 import psutil
+import pytest
 
 from gptj_predictor.engine.engine import Handle
 from gptj_predictor.engine.request import Event, FinishReason
@@ -71,6 +72,7 @@ class Crowd:
             handles[0].cancel()
 
 
+@pytest.mark.slow
 def test_soak(small: ReferenceModel, large: bool) -> None:
     count = 10_000 if large else 600
     with RunningEngine(

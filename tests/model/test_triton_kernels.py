@@ -30,7 +30,10 @@ if not ON_GPU and isinstance(triton.language.sum, triton.JITFunction):
 from gptj_predictor.model import triton_kernels as kernels  # noqa: E402
 
 # Rotating what is then masked: numpy sees infinity times zero.
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.slow,
+]
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -191,6 +191,7 @@ def test_bytes_on_the_wire(hub: HubServer) -> None:
     assert hub.downloads("pytorch_model.bin") == 5
 
 
+@pytest.mark.process
 def test_killed_client(tmp_path: Path) -> None:
     """Another process, set up with HF_ENDPOINT alone, dies half-way; the next one ends whole."""
     code = "import sys; from huggingface_hub import hf_hub_download as get; "

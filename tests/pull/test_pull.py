@@ -30,7 +30,16 @@ from gptj_predictor.snapshot.manifest import Manifest
 from gptj_predictor.snapshot.verify import find_damage
 from gptj_predictor.tokenizer import Tokenizer
 from tests.support.hub import Failure, HubServer
-from tests.support.pulling import MODEL_ID, ROOT, demo_weights, pickled, small_files, tree
+from tests.support.pulling import (
+    MODEL_ID,
+    ROOT,
+    demo_weights,
+    flip,
+    pickled,
+    run,
+    small_files,
+    tree,
+)
 from tests.support.servers import environment
 
 WEIGHTS = "pytorch_model.bin"
@@ -443,8 +452,7 @@ def test_a_damaged_version_is_made_anew(
 ) -> None:
     hub.add(MODEL_ID, pickled(tmp_path))
     version = pull(request_)
-    weights = next(version.glob("*.safetensors"))
-    flip(weights, weights.stat().st_size // 2)
+    flip(next(version.glob("*.safetensors")))
     assert pull(request_) == version  # sizes alone do not show it
     again = pull(replace(request_, verify=True))
     assert again.name == f"{version.name}-r2"
@@ -453,10 +461,49 @@ def test_a_damaged_version_is_made_anew(
     assert ModelRoot(request_.cache / ROOT).current() == again
 
 
-def flip(file: Path, position: int) -> None:
-    content = bytearray(file.read_bytes())
-    content[position] ^= 0x10
-    file.write_bytes(content)
+def test_damage_from_discovery_to_removal(
+    hub: HubServer, request_: PullRequest, tmp_path: Path
+) -> None:
+    """What verify and info say while a damaged version is served, replaced, and removed."""
+    cache = str(request_.cache)
+    hub.add(MODEL_ID, pickled(tmp_path))
+    old = pull(request_)
+    flip(next(old.glob("*.safetensors")))
+    assert run("info", cache).returncode == 0  # nobody has read it yet
+    done = run("verify", cache)
+    assert done.returncode == 1
+    assert f"--dest {cache} --verify" in done.stderr
+    done = run("info", cache)
+    assert done.returncode == 1
+    assert "SHA-256 is not the manifest's" in done.stderr
+
+    new = pull(request_)  # it knows, without reading everything again
+    assert new.name == f"{old.name}-r2"
+    done = run("verify", cache)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"{new}: whole" in lines
+    assert f"run: gptj-predictor snapshot prune {old.parent.parent}" in done.stdout
+    assert "snapshot pull" not in done.stdout + done.stderr
+    done = run("info", cache)
+    assert done.returncode == 0, done.stderr
+    assert f"    {old.name}: {MODEL_ID} at main" in done.stdout
+    assert "NOT WHOLE" in done.stdout
+    assert "(superseded; snapshot prune removes it)" in done.stdout
+    (root,) = json.loads(run("info", cache, "--json").stdout)
+    assert [
+        (version["whole"], version["superseded"], version["current"])
+        for version in root["versions"]
+    ] == [(False, True, False), (True, False, True)]
+    assert "is not the manifest's" in root["versions"][0]["problem"]
+
+    done = run("prune", cache)
+    assert done.stdout == f"{old}: removed\n"
+    assert run("verify", cache).stdout == f"{new}: whole\n"
+    assert set(tree(request_.cache / ROOT)) == {
+        "CURRENT",
+        *(f"versions/{new.name}/{path.name}" for path in new.iterdir()),
+    }
 
 
 def test_a_killed_move_of_servable_files_goes_on(
@@ -473,9 +520,9 @@ def test_a_killed_move_of_servable_files_goes_on(
     def kill(*_: object) -> None:
         raise Killed
 
-    for moment in ("describe_files", "check_tensors", "sync_tree"):
+    for moment in ("describe.describe_files", "describe.check_tensors", "publish.sync_tree"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"gptj_predictor.pull.pull.{moment}", kill)
+            patch.setattr(f"gptj_predictor.pull.{moment}", kill)
             with pytest.raises(Killed):
                 pull(request_)
     version = pull(request_)
@@ -487,6 +534,7 @@ def test_a_killed_move_of_servable_files_goes_on(
     }
 
 
+@pytest.mark.process
 def test_peak_memory(tmp_path: Path) -> None:
     """A pull adds less than the largest tensor plus 610 MiB, whatever the checkpoint's size.
 
@@ -519,6 +567,7 @@ def test_peak_memory(tmp_path: Path) -> None:
     assert added < largest + 610 * 2**20
 
 
+@pytest.mark.process
 class TestVolumes:
     """Volumes that cannot be written, as a process meets them."""
 
@@ -531,8 +580,8 @@ class TestVolumes:
         """Pull in a process of its own that sees a volume mounted; its last line."""
         volume.mkdir()
         program = (
-            "import sys; from gptj_predictor.snapshot import pull;"
-            f"pull.SPARE_BYTES = {spare}; from gptj_predictor.cli import main;"
+            "import sys; from gptj_predictor.pull import job;"
+            f"job.SPARE_BYTES = {spare}; from gptj_predictor.cli import main;"
             "sys.exit(main(sys.argv[1:]))"
         )
         done = subprocess.run(

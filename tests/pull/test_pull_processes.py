@@ -13,15 +13,17 @@ import pytest
 import torch
 
 from gptj_predictor.model.network import Placement
-from gptj_predictor.pull.commands import describe_root
 from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot
 from gptj_predictor.snapshot.errors import SnapshotMissingError
 from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.info import describe_root
 from gptj_predictor.snapshot.load import load_network
 from gptj_predictor.snapshot.verify import find_damage
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, ROOT, Puller, Pullers, pickled, tree
 from tests.support.servers import RunningServer
+
+pytestmark = pytest.mark.process
 
 WEIGHTS = "pytorch_model.bin"
 

@@ -262,6 +262,7 @@ def test_not_http(server: RunningServer) -> None:
     assert_works(server)
 
 
+@pytest.mark.slow
 def test_invalid_bytes_in_the_output_become_replacement_characters(
     server: RunningServer,
 ) -> None:
@@ -282,6 +283,7 @@ def hasty() -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "start",
     [
@@ -309,12 +311,14 @@ def test_stalled_request_is_cut_off(hasty: RunningServer, start: bytes) -> None:
     assert_works(hasty)
 
 
+@pytest.mark.process
 def test_a_long_answer_is_not_cut_off(hasty: RunningServer) -> None:
     started = time.monotonic()
     while time.monotonic() - started < 1.5:
         hasty.predict(["The"] * 8, min_new_tokens=200, max_new_tokens=200)
 
 
+@pytest.mark.process
 def test_a_kept_connection_is_not_cut_off(hasty: RunningServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", hasty.port)
     for _ in range(2):

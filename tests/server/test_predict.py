@@ -15,6 +15,8 @@ from transformers import AutoTokenizer, GPTJForCausalLM
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from tests.support.servers import RunningServer
 
+pytestmark = pytest.mark.process
+
 PROMPTS = [
     "The secret to a happy life is to",
     "Message: I love it. Sentiment:",

@@ -18,6 +18,8 @@ from gptj_predictor.settings import GenerationParameters
 from tests.support.servers import NAME, RunningServer, command, environment
 from tests.support.sparse import write_sparse_snapshot
 
+pytestmark = pytest.mark.process
+
 READY_PATHS = (f"/v1/models/{NAME}", f"/v2/models/{NAME}/ready", "/v2/health/ready")
 LIVE_PATHS = ("/", "/v2/health/live")
 

@@ -6,10 +6,13 @@ import json
 import subprocess
 from typing import Any
 
+import pytest
 from transformers import AutoTokenizer
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from tests.support.servers import RunningServer
+
+pytestmark = pytest.mark.slow  # long texts
 
 UNICORNS = (
     '{"parameters": {"min_length":150,"max_length":200}, "instances": ["In a shocking finding, '

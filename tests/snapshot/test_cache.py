@@ -3,63 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.model.network import Placement
+from gptj_predictor.pull.prune import remove_version
+from gptj_predictor.pull.publish import lease_of, set_tag
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_ranges, read_layout
-from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot, in_use, remove_version
+from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot, in_use
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
-from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
-from gptj_predictor.snapshot.verify import describe_files, find_damage
+from gptj_predictor.snapshot.manifest import MANIFEST_FILE
+from gptj_predictor.snapshot.verify import find_damage
+from tests.support.pulling import COMMIT, MODEL_ID, ROOT, publish, run
 from tests.support.servers import RunningServer
-
-MODEL_ID = "EleutherAI/gpt-j-6B"
-ROOT = "eleutherai-gpt-j-6b"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-def publish(cache: Path, name: str = "0123456789ab-bfloat16", model_id: str = MODEL_ID) -> Path:
-    """A version out of the demo's files."""
-    root = ModelRoot(cache / model_id.lower().replace("/", "-"))
-    build = root.pull_path / "build"
-    build.mkdir(parents=True)
-    for file in DEMO_SNAPSHOT.iterdir():
-        if file.suffix in {".json", ".safetensors"}:
-            shutil.copy(file, build)
-    files = describe_files(build, lambda: None)
-    Manifest(model_id, "main", COMMIT, "bfloat16", (), files, {"torch": "x"}).write(build)
-    version = root.publish(build, name)
-    root.set_current(name)
-    root.pull_path.rmdir()
-    return version
-
-
-@dataclass
-class Done:
-    """What a command did."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str) -> Done:
-    """The command, in this process."""
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
-        code = main(["snapshot", *arguments])
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def start(version: Path) -> None:
@@ -105,19 +67,32 @@ class TestFind:
         for model in (MODEL_ID, str(tmp_path), str(root.path)):
             with pytest.raises(SnapshotMissingError, match="with the tag main-auto"):
                 find_snapshot(model, tmp_path, "main-auto")
-        root.set_tag("main-auto", version.name)
+        set_tag(root, "main-auto", version.name)
         for model in (MODEL_ID, str(tmp_path), str(root.path)):
             assert find_snapshot(model, tmp_path, "main-auto") == version
         assert find_snapshot(MODEL_ID, root.path, "main-auto") == version
-        with pytest.raises(SnapshotError, match="--tag main-auto is looked up in a cache"):
+        with pytest.raises(SnapshotError, match="--tag main-auto is looked up in a model cache"):
             find_snapshot(str(version), tmp_path, "main-auto")
+
+    def test_what_to_pull_names_the_tag(self, tmp_path: Path) -> None:
+        """Without a model cache, in an empty one, and in one that lacks the tag."""
+        absent, empty = tmp_path / "absent", tmp_path / "empty"
+        empty.mkdir()
+        publish(tmp_path / "models")
+        for cache in (absent, empty, tmp_path / "models"):
+            with pytest.raises(SnapshotMissingError) as caught:
+                find_snapshot(str(cache), cache, "x")
+            command = f"run: gptj-predictor snapshot pull {MODEL_ID} "
+            assert command in str(caught.value)
+            assert f"--dest {cache}" in str(caught.value)
+            assert str(caught.value).endswith(" --tag x")
 
     def test_tags_of_versions_that_are_gone(self, tmp_path: Path) -> None:
         old = publish(tmp_path)
         root = ModelRoot(old.parent.parent)
-        root.set_tag("old", old.name)
+        set_tag(root, "old", old.name)
         new = publish(tmp_path, "89abcdef0123-bfloat16")
-        root.set_tag("new", new.name)
+        set_tag(root, "new", new.name)
         assert run("prune", str(tmp_path)).returncode == 0
         assert [file.name for file in root.tags_path.iterdir()] == ["new"]
         with pytest.raises(SnapshotMissingError):
@@ -134,6 +109,7 @@ class TestFind:
             find_snapshot(MODEL_ID, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_flipped_byte_anywhere(tmp_path: Path, large: bool) -> None:
     """In every file: first, last, some between; found by verify and by a server's start."""
     version = publish(tmp_path)
@@ -175,6 +151,7 @@ def test_missing_truncated_and_longer_files(tmp_path: Path) -> None:
         file.write_bytes(content)
 
 
+@pytest.mark.process
 def test_a_server_names_file_and_command(tmp_path: Path) -> None:
     """As a process: damage that only a look at the values shows; and the flag to skip the look."""
     version = publish(tmp_path)
@@ -267,7 +244,7 @@ class TestCommands:
 
     def test_prune_while_a_pull_is_at_work(self, version: Path, tmp_path: Path) -> None:
         publish(tmp_path, "fedcba987654-bfloat16")
-        with ModelRoot(version.parent.parent).lease():
+        with lease_of(ModelRoot(version.parent.parent)):
             done = run("prune", str(tmp_path))
             assert "a pull is at work" in done.stdout
             info = run("info", str(tmp_path))

@@ -31,6 +31,7 @@ print(network.weight_bytes, peak() - before, largest)
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_peak_memory_is_the_network_and_three_fused_weights(tmp_path: Path, dtype: str) -> None:
     """Also when it casts, and although all weights are in one file.

@@ -269,6 +269,7 @@ def test_no_flipped_byte_goes_unseen(
     assert all(torch.equal(tensors[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.process
 def test_peak_memory_is_two_batches(tmp_path: Path) -> None:
     """Although all tensors are in one file, and its reader would keep what it has read.
 

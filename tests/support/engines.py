@@ -13,8 +13,9 @@ import torch
 from gptj_predictor.devices.memory import kv_cache_pages
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine, Handle
-from gptj_predictor.engine.request import Event, FinishReason, SamplingParams
+from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
 

@@ -5,21 +5,70 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Self
 
 import torch
 from safetensors.torch import load_file
 
+from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.pull import publish as publishing
+from gptj_predictor.pull.describe import describe_files
+from gptj_predictor.snapshot.cache import ModelRoot
+from gptj_predictor.snapshot.manifest import Manifest
 from tests.support.servers import environment
 
 MODEL_ID = "EleutherAI/gpt-j-6B"
 ROOT = "eleutherai-gpt-j-6b"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def publish(cache: Path, name: str = "0123456789ab-bfloat16", model_id: str = MODEL_ID) -> Path:
+    """A version out of the demo's files."""
+    root = ModelRoot(cache / model_id.lower().replace("/", "-"))
+    build = root.pull_path / "build"
+    build.mkdir(parents=True)
+    for file in DEMO_SNAPSHOT.iterdir():
+        if file.suffix in {".json", ".safetensors"}:
+            shutil.copy(file, build)
+    files = describe_files(build, lambda: None)
+    Manifest(model_id, "main", COMMIT, "bfloat16", (), files, {"torch": "x"}).write(build)
+    version = publishing.publish(root, build, name, lambda: None)
+    publishing.set_current(root, name)
+    root.pull_path.rmdir()
+    return version
+
+
+def flip(file: Path, position: int = -1) -> None:
+    """Change one bit of a file; by default in the middle."""
+    content = bytearray(file.read_bytes())
+    content[position if position >= 0 else len(content) // 2] ^= 0x10
+    file.write_bytes(content)
+
+
+@dataclass
+class Done:
+    """What a command did."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str) -> Done:
+    """``gptj-predictor snapshot``, in this process."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+        code = main(["snapshot", *arguments])
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def demo_weights(seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
-from gptj_predictor.engine.request import SamplingParams
+from gptj_predictor.sampling.params import SamplingParams
 
 EOS = 0
 

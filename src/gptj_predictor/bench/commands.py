@@ -14,7 +14,7 @@ from gptj_predictor.bench.results import RESULTS_FILE, Results, read_results
 
 
 def write_all(results: Results, reference: str, folder: Path) -> None:
-    """Write everything that is made of ``results.json``, and print the table."""
+    """Write everything that is made of ``results.json`` into ``folder``, and print the table."""
     try:
         # An extra, which takes its time to import.
         from gptj_predictor.bench.picture import draw
@@ -22,43 +22,53 @@ def write_all(results: Results, reference: str, folder: Path) -> None:
         draw(results, reference, folder)
     except ModuleNotFoundError as error:
         print(
-            f"no picture: {error.name} is not installed (the extra [plot]); gptj-predictor "
-            f"benchmark report {RESULTS_FILE} draws it anywhere else",
+            f"no picture: {error.name} is not installed (the extra [plot]); where it is, "
+            f"gptj-predictor benchmark report {RESULTS_FILE} draws it",
             file=sys.stderr,
         )
     write_report(results, reference, folder)
     print(published_table(results, reference))
 
 
-def run_report(flags: argparse.Namespace) -> None:
-    """Write report and picture anew, beside the results.
+def rewrite_report(path: Path, reference: str) -> None:
+    """Write report and picture anew, beside the ``results.json`` at ``path``.
 
     Raises:
-        PlanError: the results cannot be read.
+        PlanError: the results cannot be read, or the column is unknown.
     """
-    check_reference(flags.reference)
-    write_all(read_results(flags.results), flags.reference, flags.results.parent)
+    check_reference(reference)
+    write_all(read_results(path), reference, path.parent)
 
 
-def run_compare(flags: argparse.Namespace) -> None:
-    """Print the comparison of two results.
+def print_comparison(before: Path, after: Path, threshold: float) -> None:
+    """Compare two ``results.json`` and print the comparison.
 
     Raises:
         PlanError: one of them cannot be read, or they have no cell in common.
-        BenchmarkError: the second is slower.
+        BenchmarkError: the second is slower, see :class:`Comparison`.
     """
-    comparison = compare(read_results(flags.before), read_results(flags.after), flags.threshold)
+    comparison = compare(read_results(before), read_results(after), threshold)
     for line in comparison.lines():
         print(line)
     if comparison.slower is not None:
         raise BenchmarkError(comparison.slower)
 
 
+def run_report(flags: argparse.Namespace) -> None:
+    """``benchmark report``; see :func:`rewrite_report`."""
+    rewrite_report(flags.results, flags.reference)
+
+
+def run_compare(flags: argparse.Namespace) -> None:
+    """``benchmark compare``; see :func:`print_comparison`."""
+    print_comparison(flags.before, flags.after, flags.threshold)
+
+
 def check_reference(reference: str) -> None:
-    """Refuse a column that was not published.
+    """Make sure that the column was published.
 
     Raises:
-        PlanError: naming those that were.
+        PlanError: it was not; the text names those that were.
     """
     if reference not in CARDS:
         raise PlanError(f"--reference {reference}: known are {', '.join(CARDS)}")

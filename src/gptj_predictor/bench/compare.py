@@ -1,4 +1,4 @@
-"""Two results, cell by cell."""
+"""Two results, compared cell by cell."""
 
 from __future__ import annotations
 
@@ -14,27 +14,36 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Pair:
-    """One cell of both."""
+    """One cell, as both results have it."""
 
     before: Cell
     after: Cell
 
     @property
     def ratio(self) -> float:
-        """Seconds after to seconds before: above 1 is slower."""
+        """Seconds after divided by seconds before: above 1 is slower."""
         assert self.before.seconds is not None
         assert self.after.seconds is not None
         return self.after.seconds / self.before.seconds
 
     def slower(self, threshold: float) -> bool:
-        """Above the threshold, and not for noise: each round took longer than each before."""
+        """Whether the ratio is above the threshold, and not because of one noisy round.
+
+        Every round after must also have taken longer than every round before.
+        """
         fastest = min(one.seconds for one in self.after.rounds)
         return self.ratio > threshold and fastest > max(one.seconds for one in self.before.rounds)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found."""
+    """What :func:`compare` found.
+
+    Attributes:
+        pairs: The cells that both measured.
+        notes: In which other ways the two differ.
+        threshold: The ratio that is too slow.
+    """
 
     pairs: list[Pair]
     notes: list[str]
@@ -47,7 +56,10 @@ class Comparison:
 
     @property
     def slower(self) -> str | None:
-        """What is slower, in one line, if something is."""
+        """What is slower, in one line; ``None`` if nothing is.
+
+        Something is if a pair is :meth:`Pair.slower`, or if the mean is above the threshold.
+        """
         cells = [pair for pair in self.pairs if pair.slower(self.threshold)]
         if cells:
             worst = max(cells, key=lambda pair: pair.ratio)
@@ -61,7 +73,7 @@ class Comparison:
         return None
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The comparison as text."""
         lines = [*self.notes, f"{'batch':>5} {'tokens':>6} {'A, s':>10} {'B, s':>10} {'B/A':>7}"]
         for pair in self.pairs:
             mark = "  slower" if pair.slower(self.threshold) else ""
@@ -73,46 +85,53 @@ class Comparison:
 
 
 def compare(before: Results, after: Results, threshold: float) -> Comparison:
-    """Pair the cells that both have.
+    """Pair the cells that both results have.
 
     Raises:
-        PlanError: there are none.
+        PlanError: they have none in common.
     """
     notes = _differences(before, after)
-    cells = {cell.key: cell for cell in before.cells}, {cell.key: cell for cell in after.cells}
     pairs = []
-    for key in sorted({*cells[0], *cells[1]}):
-        one, other = (side.get(key) for side in cells)
-        if one and other and one.seconds is not None and other.seconds is not None:
-            pairs.append(Pair(one, other))
+    for batch, tokens in sorted({cell.key for cell in (*before.cells, *after.cells)}):
+        a, b = before.cell(batch, tokens), after.cell(batch, tokens)
+        if a and b and a.seconds is not None and b.seconds is not None:
+            pairs.append(Pair(a, b))
         else:
-            states = ", ".join(
-                f"{side} {'missing' if cell is None else cell.status.replace('_', ' ')}"
-                for side, cell in (("A", one), ("B", other))
-            )
-            notes.append(f"batch {key[0]}, {key[1]} tokens: {states}")
+            notes.append(f"batch {batch}, {tokens} tokens: A {_state(a)}, B {_state(b)}")
     if not pairs:
         raise PlanError("the two results have no measured cell in common")
     return Comparison(pairs, notes, threshold)
 
 
+def _state(cell: Cell | None) -> str:
+    return "missing" if cell is None else cell.status.replace("_", " ")
+
+
 def _differences(before: Results, after: Results) -> list[str]:
-    """What was not the same for both."""
-    own = {"started", "resumed", "batch_size", "lengths"}
-    notes = []
-    for part in ("run", "settings"):
-        left = _flat(getattr(before, part).model_dump(exclude=own))
-        right = _flat(getattr(after, part).model_dump(exclude=own))
-        for name in {**left, **right}:
-            one, other = left.get(name), right.get(name)
-            if one != other:
-                shown = [UNKNOWN if value is None else str(value) for value in (one, other)]
-                notes.append(f"{name} differs: A {shown[0]}, B {shown[1]}")
-    return notes
+    """In which ways model, machine or settings differ, a line each."""
+    a, b = _facts(before), _facts(after)
+    return [
+        f"{name} differs: A {_shown(a.get(name))}, B {_shown(b.get(name))}"
+        for name in {**a, **b}
+        if a.get(name) != b.get(name)
+    ]
+
+
+def _facts(results: Results) -> dict[str, Any]:
+    """What should be the same in two results, by dotted names."""
+    # Cells that only one has are noted one by one; no two runs have the same times.
+    others = {"started", "resumed", "batch_size", "lengths"}
+    return _flat(results.run.model_dump(exclude=others)) | _flat(
+        results.settings.model_dump(exclude=others)
+    )
+
+
+def _shown(value: object) -> str:
+    return UNKNOWN if value is None else str(value)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted names."""
+    """Nested dictionaries as one, with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict):

@@ -1,14 +1,14 @@
-"""Why a benchmark ends, or a cell of it has no figures."""
+"""Why a benchmark ends, or why one of its cells has no figures."""
 
 from __future__ import annotations
 
 
 class PlanError(ValueError):
-    """What is asked for makes no sense; one line for the user."""
+    """What was asked for is impossible; one line for the user."""
 
 
 class BenchmarkError(RuntimeError):
-    """It cannot go on, or has found what it was to find; one line for the user."""
+    """The benchmark cannot go on, or the comparison found a slower one; one line for the user."""
 
 
 class CellError(RuntimeError):
@@ -16,4 +16,4 @@ class CellError(RuntimeError):
 
 
 class DoesNotFitError(CellError):
-    """One cell does not fit the memory."""
+    """One cell needs more memory than there is."""

@@ -1,4 +1,8 @@
-"""What this machine is, and how fast it reads its memory."""
+"""What this machine is, and how fast it reads its memory.
+
+``benchmarks/`` uses this on machines that have torch and little else, so this imports torch and
+:mod:`gptj_predictor.common` only.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
 import torch
 
-from gptj_predictor.bench.results import Device
 from gptj_predictor.common.threads import in_daemon_thread
 
 PACKAGES = ("gptj-predictor", "torch", "transformers", "numpy")
 
-#: What is asked of nvidia-smi; its ``--help-query-gpu`` explains them.
+#: What nvidia-smi is asked for; its ``--help-query-gpu`` explains them.
 CLOCKS = (
     "clocks.sm",
     "clocks.max.sm",
@@ -33,7 +35,7 @@ CLOCKS = (
     "temperature.gpu",
 )
 
-#: Sizes of the buffers that are read: far beyond a cache, and little beside the weights.
+#: Bytes of the buffers that are read: far beyond a processor's cache, little beside the weights.
 GPU_BUFFER = 2**30
 CPU_BUFFER = 2**29
 REPEATS = 5
@@ -42,36 +44,17 @@ Result = TypeVar("Result")
 
 
 def alone(work: Callable[[], Result]) -> Result:
-    """Do it in a thread of its own and return what it returns.
+    """Call it in a thread of its own and return what it returns.
 
-    OpenMP gives every thread that computes workers of its own, for as long as it lives; with more
-    workers than CPUs they sleep between products instead of spinning. The engine's thread is to be
-    the only one. A signal to the caller does not wait for the work.
+    OpenMP gives every thread that computes its own workers, which live as long as the thread. With
+    more workers than CPUs, workers sleep between two products and wake up late. So no thread that
+    stays, but the engine's, may compute. A signal to the caller does not wait for the work.
     """
     return in_daemon_thread(work, "alone").result()
 
 
-def describe(devices: tuple[torch.device, ...], threads: int) -> Device:
-    """The devices that hold the model."""
-    gpus = [device for device in devices if device.type == "cuda"]
-    if not gpus:
-        memory = psutil.virtual_memory().total
-        return Device(type="cpu", names=[_cpu_name()], memory_bytes=memory, threads=threads)
-    properties = [torch.cuda.get_device_properties(gpu) for gpu in gpus]
-    first = properties[0]
-    facts = _ask_nvidia_smi(str(getattr(first, "uuid", "")))
-    return Device(
-        type="cuda",
-        names=[one.name for one in properties] + [_cpu_name()] * (len(devices) - len(gpus)),
-        memory_bytes=sum(one.total_memory for one in properties),
-        compute_capability=f"{first.major}.{first.minor}",
-        driver=facts.pop("driver_version", None),
-        clocks=facts or None,
-        threads=threads if len(devices) > len(gpus) else None,
-    )
-
-
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -80,8 +63,12 @@ def _cpu_name() -> str:
     return platform.machine()
 
 
-def _ask_nvidia_smi(uuid: str) -> dict[str, str]:
-    """Driver and clocks of one GPU; nothing if nvidia-smi is not there or does not know."""
+def ask_nvidia_smi(uuid: str) -> dict[str, str]:
+    """``driver_version`` and :data:`CLOCKS` of one GPU; empty if nvidia-smi cannot tell.
+
+    Args:
+        uuid: Of the GPU, with or without ``GPU-``.
+    """
     program = shutil.which("nvidia-smi")
     if program is None or not uuid:
         return {}
@@ -105,10 +92,10 @@ def _ask_nvidia_smi(uuid: str) -> dict[str, str]:
         return {}
 
 
-def versions() -> dict[str, str]:
-    """Of Python, CUDA and the packages that matter."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python, CUDA, the packages that matter here, and more if they are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     if torch.version.cuda is not None:
@@ -117,15 +104,19 @@ def versions() -> dict[str, str]:
 
 
 def utc_now() -> str:
-    """The time, to the second."""
+    """The time in UTC, to the second, as ``2026-01-31T12:00:00Z``."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def measure_bandwidth(device: torch.device, threads: int) -> float:
-    """Bytes a second that a device's memory gives, the best of some tries.
+    """Bytes per second that a device's memory gives, the best of :data:`REPEATS` tries.
 
-    On a GPU a copy within its memory, whose bytes are read and written: each counts, as in STREAM's
-    Copy (McCalpin, 1995). On a CPU a sum, which only reads, by so many threads.
+    On a GPU it is a copy within its memory. Bytes that are read and bytes that are written both
+    count, as in STREAM's Copy (McCalpin, 1995). On a CPU it is a sum, which only reads.
+
+    Args:
+        device: A GPU or the CPU.
+        threads: That read, on a CPU.
     """
     if device.type == "cuda":
         return _copy_rate(device)

@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from gptj_predictor.bench.published import CARDS, column, comparable
-from gptj_predictor.bench.report import readable_parameters
+from gptj_predictor.bench.report import describe_speed, readable_parameters
 from gptj_predictor.bench.results import Results
 
 FILES = ("report.png", "report.svg")
 DPI = 160
 
-#: Okabe and Ito, Color Universal Design (2008): told apart by every kind of colour vision.
+#: From Okabe and Ito, Color Universal Design (2008): people with any color vision tell them apart.
 OURS = "#D55E00"
 SHADES = ("#0072B2", "#009E73", "#CC79A7", "#000000")
 PUBLISHED = "#8A8A8A"
@@ -57,7 +57,7 @@ def draw(results: Results, reference: str, folder: Path) -> None:
 
 
 def _message(results: Results, reference: str) -> str:
-    """What there is to see, in one line."""
+    """The headline: what the picture shows, in one line."""
     measured = _points(results, 1, "seconds")
     if not measured:
         return "Nothing was measured at batch 1"
@@ -69,11 +69,8 @@ def _message(results: Results, reference: str) -> str:
     if not shared:
         return text
     tokens, seconds = max(shared)
-    ratio = column(reference)[tokens] / seconds
-    return (
-        f"{tokens:,} tokens in {seconds:.1f} s: {ratio:.1f} times as fast as on the published "
-        + (CARDS[reference])
-    )
+    speed = describe_speed(column(reference)[tokens] / seconds)
+    return f"{tokens:,} tokens in {seconds:.1f} s: {speed} the published {CARDS[reference]}"
 
 
 def _subject(results: Results) -> str:
@@ -90,7 +87,7 @@ def _subject(results: Results) -> str:
 
 
 def _points(results: Results, batch: int, figure: str) -> list[tuple[int, float]]:
-    """A figure by length."""
+    """A figure of the measured cells of a batch, as (tokens, figure), by tokens."""
     cells = (cell for cell in results.cells if cell.batch == batch and cell.status == "done")
     return sorted((cell.tokens, getattr(cell, figure)) for cell in cells)
 
@@ -103,9 +100,9 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
         for card, title in CARDS.items():
             points = sorted(column(card).items())
             chosen = card == reference
-            colour = TEXT if chosen else PUBLISHED
-            _line(axes, points, colour, width=1.8 if chosen else 1.0, marker="")
-            labels.append((points[-1], title, colour))
+            color = TEXT if chosen else PUBLISHED
+            _line(axes, points, color, width=1.8 if chosen else 1.0, marker="")
+            labels.append((points[-1], title, color))
     batches = sorted({1, results.settings.batch_size})
     for batch, shape in zip(batches, ("o", "s"), strict=False):
         points = _points(results, batch, "seconds")
@@ -117,7 +114,7 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
     title = (
         "Seconds per response, beside the published ones"
         if same_size
-        else ("Seconds per response; GPT-J-6B's published ones are left out")
+        else "Seconds per response; GPT-J-6B's published ones are left out"
     )
     _finish(axes, title, "tokens in the response, prompt included", "seconds")
     _ticks_of_tokens(axes, max(point[0] for point, *_ in labels) if labels else 0)
@@ -126,14 +123,15 @@ def _draw_seconds(axes: Axes, results: Results, reference: str) -> None:
 
 def _draw_batches(axes: Axes, results: Results) -> None:
     lengths = results.settings.lengths
+    # Up to four lengths, evenly from the shortest to the longest.
     shown = sorted({lengths[round(part * (len(lengths) - 1) / 3)] for part in range(4)})
     labels = []
-    for tokens, colour in zip(shown, SHADES, strict=False):
+    for tokens, color in zip(shown, SHADES, strict=False):
         cells = [c for c in results.cells if c.tokens == tokens and c.tokens_per_second is not None]
         points = sorted((cell.batch, cell.tokens_per_second or 0.0) for cell in cells)
         if points:
-            _line(axes, points, colour, width=2, marker="o")
-            labels.append((points[-1], f"{tokens:,} tokens", colour))
+            _line(axes, points, color, width=2, marker="o")
+            labels.append((points[-1], f"{tokens:,} tokens", color))
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _finish(axes, "New tokens per second, all sequences together", "batch", "tokens/s")
@@ -163,14 +161,14 @@ def _draw_rates(axes: Axes, results: Results) -> None:
 def _line(
     axes: Axes,
     points: list[tuple[int, float]],
-    colour: str,
+    color: str,
     *,
     width: float,
     marker: str,
     dashes: str = "-",
 ) -> None:
     x, y = zip(*points, strict=True)
-    axes.plot(x, y, dashes, color=colour, linewidth=width, marker=marker, markersize=4.5)
+    axes.plot(x, y, dashes, color=color, linewidth=width, marker=marker, markersize=4.5)
 
 
 def _finish(axes: Axes, title: str, x: str, y: str) -> None:
@@ -193,15 +191,15 @@ def _label(axes: Axes, labels: list[tuple[tuple[int, float], str, str]]) -> None
     to_axes = axes.transData + axes.transAxes.inverted()
     ends = sorted((float(to_axes.transform(label[0])[1]), *label) for label in labels)
     heights = _spread([height for height, *_ in ends])
-    for height, (_, point, text, colour) in zip(heights, ends, strict=True):
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "relpos": (0, 0.5)}
+    for height, (_, point, text, color) in zip(heights, ends, strict=True):
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.6, "relpos": (0, 0.5)}
         axes.annotate(
             text,
             xy=point,
             xytext=(1.05, height),
             textcoords="axes fraction",
             va="center",
-            color=colour,
+            color=color,
             fontsize=9.5,
             arrowprops=arrow | {"shrinkA": 1, "shrinkB": 4},
             annotation_clip=False,
@@ -209,10 +207,14 @@ def _label(axes: Axes, labels: list[tuple[tuple[int, float], str, str]]) -> None
 
 
 def _spread(heights: list[float], gap: float = 0.052) -> list[float]:
-    """Rising heights moved as little as it takes to be ``gap`` apart, in least squares.
+    """Move rising heights apart, to a minimum distance of ``gap``.
 
-    The default is a line of text, as a share of the axes. Less their gaps they must not fall, so
-    this is isotonic regression, by pooling neighbours that do (Ayer et al., 1955).
+    The squares of the distances moved have the minimal sum. Without their gaps the new heights must
+    not fall, so this is isotonic regression: neighbors that fall are pooled (Ayer et al., 1955).
+
+    Args:
+        heights: As shares of the axes' height.
+        gap: The default is the height of a line of text.
     """
     pools: list[list[float]] = []
     for number, height in enumerate(heights):

@@ -22,14 +22,14 @@ COLUMNS = (
     "that this one replaces (fp16)."
 )
 FIRST_TOKEN = {
-    "event": "until every sequence had its first one",
-    "one-token request": "a request of its own for one token of other prompts",
+    "event": "until every sequence had its first token",
+    "one-token request": "a separate request for one token after other prompts",
 }
 FIGURES = (
-    "Seconds and first token are medians over the rounds; p95 is interpolated between them. First "
-    "token: {first}. Limit: the time to read weights and KV cache at the measured bandwidth, as a "
-    "share of the seconds. Memory: on a GPU the most that was allocated, the whole KV cache "
-    "included; on a CPU the process's greatest resident size so far."
+    "Seconds and time to first token (TTFT) are medians over the rounds; p95 is interpolated "
+    "between them. TTFT: {first}. Limit: the time to read weights and KV cache at the measured "
+    "bandwidth, as a share of the seconds. Memory: on a GPU the maximum that was allocated, the "
+    "whole KV cache included; on a CPU the process's maximum resident size so far."
 )
 
 
@@ -40,7 +40,7 @@ def write_report(results: Results, reference: str, folder: Path) -> None:
 
 
 def published_table(results: Results, reference: str) -> str:
-    """Seconds at batch 1 in the published layout, beside the published ones."""
+    """Seconds at batch 1 beside the published ones, as a Markdown table."""
     same_size = comparable(results.run.parameters)
     heads = ["tokens", *CARDS.values(), "here"]
     heads.append(f"{CARDS[reference]} / here")
@@ -50,8 +50,9 @@ def published_table(results: Results, reference: str) -> str:
         seconds = None if cell is None else cell.seconds
         there = column(reference).get(tokens)
         ratio = there / seconds if same_size and there and seconds else None
-        row = [str(tokens), *(_number(value, 2) for value in SECONDS.get(tokens, [None] * 6))]
-        rows.append([*row, _seconds(cell), UNKNOWN if ratio is None else f"{ratio:.1f}x"])
+        published = SECONDS.get(tokens, [None] * len(CARDS))
+        row = [str(tokens), *(_number(value, 2) for value in published)]
+        rows.append([*row, _seconds(cell), _ratio(ratio)])
     table = _table(heads, rows)
     return table if same_size else f"{_warning(results)}\n\n{table}"
 
@@ -65,7 +66,7 @@ def _warning(results: Results) -> str:
 
 
 def describe_run(results: Results) -> list[tuple[str, str]]:
-    """What was measured on what, as names and values."""
+    """The model, the machine and the settings, as names and values."""
     run, settings = results.run, results.settings
     lines = [
         ("model", f"{run.model or 'unnamed'}, {readable_parameters(run.parameters)} parameters"),
@@ -111,8 +112,21 @@ def _describe_device(device: Device | None) -> list[tuple[str, str]]:
     return lines
 
 
+def describe_speed(ratio: float) -> str:
+    """How fast, beside something: what stands before its name in a sentence.
+
+    Args:
+        ratio: The other one's seconds divided by ours, so above 1 is faster.
+    """
+    factor = max(ratio, 1 / ratio)
+    digits = 1 if factor < 10 else 0
+    if f"{factor:.1f}" == "1.0":
+        return "as fast as"
+    return f"{factor:.{digits}f} times {'as fast as' if ratio > 1 else 'slower than'}"
+
+
 def readable_parameters(count: int) -> str:
-    """A number of parameters as people say it."""
+    """A number of parameters as people say it: ``6.05 billion``."""
     return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
 
 
@@ -141,7 +155,7 @@ def _render_report(results: Results, reference: str) -> str:
 
 def _batch_table(cells: Sequence[Cell]) -> str:
     heads = ["tokens", "seconds", "p95", "tokens/s per sequence", "tokens/s in all"]
-    heads += ["first token, ms", "p95, ms", "limit", "memory, GiB"]
+    heads += ["TTFT, ms", "p95, ms", "limit", "memory, GiB"]
     rows = []
     for cell in cells:
         share, memory = cell.limit_share, cell.peak_memory_bytes
@@ -162,12 +176,18 @@ def _seconds(cell: Cell | None) -> str:
     return cell.status.replace("_", " ") if cell.seconds is None else _number(cell.seconds, 3)
 
 
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.1f}x" if value >= 1 else f"{value:#.2g}x"
+
+
 def _number(value: float | None, digits: int) -> str:
     return UNKNOWN if value is None else f"{value:,.{digits}f}"
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
-    """Markdown, its columns aligned to be read as plain text too."""
+    """A Markdown table, with aligned columns so that it reads well as plain text."""
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     lines = [heads, ["-" * (width - 1) + ":" for width in widths], *rows]
     return "\n".join(
@@ -177,7 +197,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 def _render_csv(results: Results) -> str:
-    """A line per cell, the columns named as in ``results.json``; the rounds are only there."""
+    """A line per cell, with the names of ``results.json`` as columns; without the rounds."""
     names = [name for name in Cell.model_fields if name != "rounds"]
     text = io.StringIO()
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -1,7 +1,7 @@
-"""``results.json``: what was measured, of what, on what. These classes are its schema.
+"""``results.json``: model, machine, settings and figures. These classes are its schema.
 
-Times are in seconds, sizes in bytes, rates per second; what is not known is ``null``. Further
-fields may be added within a schema's number, which changes when a field's meaning does.
+Times are in seconds, sizes in bytes, rates per second; what is not known is ``null``. New fields do
+not change the number in the schema's name; another meaning of a field does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Part(BaseModel):
 
 
 class Device(_Part):
-    """What computes. Clocks and power as they were at the start, while nothing ran."""
+    """What computes. Clocks and power are those at the start, while nothing ran."""
 
     type: str = Field(description="cpu or cuda.")
     names: list[str] = Field(description="Of every device that holds a part of the model.")
@@ -37,10 +37,10 @@ class Device(_Part):
 
 
 class Run(_Part):
-    """What was measured, and on what.
+    """The model and the machine.
 
-    Attributes of the model are those of the snapshot that ``--model`` names; over HTTP nothing but
-    the tokenizer is checked against the server, and the device is the server's secret.
+    The model is described by the snapshot that ``--model`` names. Over HTTP only its tokenizer is
+    compared with the server's, and the server's device is unknown.
     """
 
     path: Literal["in process", "HTTP"]
@@ -54,14 +54,14 @@ class Run(_Part):
         description="Bytes a second: of a copy within a GPU's memory, read and written bytes "
         "counted, or of a plain read on a CPU. Null with several devices and over HTTP.",
     )
-    kv_cache_tokens: int | None = Field(None, description="That the KV cache has room for.")
+    kv_cache_tokens: int | None = Field(None, description="Tokens that the KV cache has room for.")
     first_token: Literal["event", "one-token request"] = Field(
-        description="How first_token_seconds were measured: within the round, or by requests of "
-        "their own for one token of other prompts."
+        description="How first_token_seconds were measured: within the round, or by separate "
+        "requests for one token after other prompts."
     )
     versions: dict[str, str] = Field(description="Over HTTP: the client's.")
     started: str = Field(description="UTC.")
-    resumed: list[str] = Field([], description="UTC, each time that it went on.")
+    resumed: list[str] = Field([], description="UTC, each time that the run was resumed.")
 
 
 class Settings(_Part):
@@ -80,56 +80,60 @@ class Settings(_Part):
 
 
 class Round(_Part):
-    """One batch, from the moment it is sent until its last sequence has ended."""
+    """One batch, from its submission until its last sequence has ended."""
 
     seconds: float
-    first_token_seconds: float = Field(description="Until every sequence had its first token.")
+    first_token_seconds: float = Field(
+        description="Time to first token (TTFT): until every sequence had its first token."
+    )
     counted_tokens: int = Field(
         description="New tokens of all sequences together. In process: counted one by one. Over "
-        "HTTP: of the texts that came back, tokenized anew, which may differ from what the server "
+        "HTTP: the response's texts are tokenized, which may give other tokens than the server "
         "sampled."
     )
 
 
 class Cell(_Part):
-    """A batch and a length. Figures are there if the status is ``done``."""
+    """A batch size and a length. It has figures if the status is ``done``."""
 
     batch: int
     tokens: int = Field(description="Of each response, prompt included.")
     new_tokens: int = Field(description="Of each response, without the prompt.")
     status: Literal["done", "does_not_fit", "failed"]
-    reason: str | None = Field(None, description="If there are no figures.")
+    reason: str | None = Field(None, description="Why there are no figures.")
     rounds: list[Round] = []
     seconds: float | None = Field(None, description="Median (p50) of the rounds.")
-    seconds_p95: float | None = Field(None, description="Linear between the rounds.")
+    seconds_p95: float | None = Field(
+        None, description="95th percentile, interpolated between the rounds."
+    )
     first_token_seconds: float | None = Field(None, description="Median (p50) of the rounds.")
     first_token_seconds_p95: float | None = None
     tokens_per_second_per_sequence: float | None = Field(
         None, description="new_tokens / seconds: the prompt's time counts, its tokens do not."
     )
-    tokens_per_second: float | None = Field(None, description="The same, of the whole batch.")
+    tokens_per_second: float | None = Field(None, description="The same for the whole batch.")
     limit_seconds: float | None = Field(
         None,
-        description="Time to read what must be read at run.bandwidth: for every new token all "
-        "weights but the embedding, and the KV cache of all sequences at that step.",
+        description="Time to read, at run.bandwidth, what every step must read: all weights but "
+        "the embedding, and the KV cache of all sequences.",
     )
     limit_share: float | None = Field(None, description="limit_seconds / seconds.")
     peak_memory_bytes: int | None = Field(
         None,
         description="GPU: allocated while the cell ran, weights and the whole KV cache included. "
-        "CPU: the process's greatest resident size so far.",
+        "CPU: the process's maximum resident size so far.",
     )
 
     @property
     def key(self) -> tuple[int, int]:
-        """What tells it from others."""
+        """Batch size and tokens, which identify a cell."""
         return self.batch, self.tokens
 
     @classmethod
     def of(
         cls, batch: int, tokens: int, new_tokens: int, rounds: list[Round], limit: float | None
     ) -> Cell:
-        """The figures of measured rounds; ``limit`` are the limit's seconds."""
+        """A cell with the figures of its rounds; ``limit`` becomes ``limit_seconds``."""
         seconds, seconds_p95 = _percentiles([one.seconds for one in rounds])
         first, first_p95 = _percentiles([one.first_token_seconds for one in rounds])
         return cls(
@@ -166,27 +170,27 @@ class Results(_Part):
 
     @property
     def wanted(self) -> list[tuple[int, int]]:
-        """Every cell's batch and tokens, in order."""
+        """Batch size and tokens of every cell that the settings ask for, in order."""
         batches = range(1, self.settings.batch_size + 1)
         return [(batch, tokens) for batch in batches for tokens in self.settings.lengths]
 
     @property
     def missing(self) -> list[tuple[int, int]]:
-        """Those that were not measured, or failed for another reason than memory."""
+        """The wanted cells that have not been measured, or that failed but not for memory."""
         settled = {cell.key for cell in self.cells if cell.status != "failed"}
         return [key for key in self.wanted if key not in settled]
 
     def cell(self, batch: int, tokens: int) -> Cell | None:
-        """A measured cell."""
+        """The cell of a batch size and a length, if it is there."""
         return next((cell for cell in self.cells if cell.key == (batch, tokens)), None)
 
     def with_cell(self, cell: Cell) -> Results:
-        """The same with one more cell, or another in its place."""
+        """A copy with this cell added, or put in the place of an older one."""
         others = [other for other in self.cells if other.key != cell.key]
         return self.model_copy(update={"cells": [*others, cell]})
 
     def write(self, folder: Path) -> None:
-        """Write ``results.json``: readers find the old one or the new one, whole."""
+        """Write ``results.json``. A reader finds the old file or the new one, never a part."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
         write_whole(folder / RESULTS_FILE, text)
 
@@ -215,10 +219,10 @@ def read_results(path: Path) -> Results:
 
 
 def read_earlier(folder: Path, *, resume: bool) -> Results | None:
-    """What an earlier run left in the folder, to go on with; ``None`` if there is nothing.
+    """The results of an earlier run in the folder; ``None`` if there are none.
 
     Raises:
-        PlanError: there is something and ``resume`` is not set, or it cannot be read.
+        PlanError: there are some and ``resume`` is not set, or they cannot be read.
     """
     path = folder / RESULTS_FILE
     if not path.exists():
@@ -231,7 +235,7 @@ def read_earlier(folder: Path, *, resume: bool) -> Results | None:
 
 
 def difference(earlier: Results, now: Results) -> str | None:
-    """What keeps a run from going on with an earlier one's results, if anything does."""
+    """Why a run cannot be resumed: the first difference that matters; ``None`` if it can."""
     volatile = {"bandwidth", "kv_cache_tokens", "started", "resumed"}
     for part, left, right in (
         ("run", earlier.run.model_dump(exclude=volatile), now.run.model_dump(exclude=volatile)),

@@ -1,4 +1,4 @@
-"""The sweep: every batch, every length, warm-up rounds and then those that count."""
+"""The sweep: every batch size and every length, with warm-up rounds before those measured."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gptj_predictor.common.progress import say
 class Sweep:
     """Measures cells one after the other.
 
-    Prompts and seeds depend on the place in the sweep alone, so that every path and every repeated
-    run measures the same ones; no round's prompts are those of its warm-up, which the engine may
-    remember.
+    Prompts and seeds depend on nothing but the place in the sweep, so that every run measures the
+    same ones, in process or over HTTP. Every round has prompts of its own, because the engine's
+    prefix cache may hold those of the rounds before.
     """
 
     def __init__(self, target: Target, prompts: Prompts, results: Results) -> None:
@@ -29,14 +29,14 @@ class Sweep:
         self._prompts = prompts
         self._settings = results.settings
         self._bandwidth = results.run.bandwidth
-        self._first_apart = results.run.first_token == "one-token request"  # noqa: S105
+        self._first_separately = results.run.first_token == "one-token request"  # noqa: S105
 
     def prompts(self, batch: int, *place: object) -> list[Prompt]:
         """The prompts of one round."""
         return [self._prompts.cut(batch, *place, row) for row in range(batch)]
 
     def measure(self, batch: int, tokens: int, advance: Callable[[], None]) -> Cell:
-        """Measure one cell; ``advance`` is called after every round of any kind."""
+        """Measure one cell; ``advance`` is called after every round, warm-up included."""
         new_tokens = tokens - self._settings.prompt_tokens
         try:
             self._target.begin_cell(batch, tokens)
@@ -59,8 +59,8 @@ class Sweep:
     def _round(self, batch: int, tokens: int, new_tokens: int, number: int) -> Round:
         seed = self._prompts.sampling_seed(batch, tokens, number)
         first = None
-        if self._first_apart:
-            # Of other prompts: those of the round would be remembered.
+        if self._first_separately:
+            # With other prompts: the prefix cache would keep the round's own.
             others = self.prompts(batch, tokens, number, "first token")
             first = self._target.run(others, 1, seed).seconds
         measured = self._target.run(self.prompts(batch, tokens, number), new_tokens, seed)
@@ -73,7 +73,7 @@ class Progress:
     """A bar with the time left on a terminal, a line per cell in a log.
 
     Args:
-        results: With the cells that are missing.
+        results: Those so far, which say what is missing.
     """
 
     def __init__(self, results: Results) -> None:
@@ -82,9 +82,10 @@ class Progress:
         self._prompt = settings.prompt_tokens
         missing = results.missing
         self._done, self._count = 0, len(missing)
-        # Time goes with tokens; more sequences make a step longer, by how much nobody knows yet.
+        # Assume that time is proportional to tokens. A larger batch takes longer, but it is not
+        # known yet how much longer.
         self._work = sum(self._cell_work(tokens) for _, tokens in missing)
-        self._worked = self._goal = 0  # now, and at the cell's end
+        self._worked = self._goal = 0  # now, and at the end of the cell
         self._started = time.monotonic()
         self._bar = None
         if sys.stderr.isatty():
@@ -92,14 +93,14 @@ class Progress:
                 total=self._work,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
                 desc="benchmark",
-                ncols=shutil.get_terminal_size().columns,  # some terminals say that they have none
+                ncols=shutil.get_terminal_size().columns,  # some terminals report no width
             )
 
     def _cell_work(self, tokens: int) -> int:
         return self._rounds * (tokens - self._prompt)
 
     def begin(self, batch: int, tokens: int) -> None:
-        """Show which cell is measured."""
+        """Show which cell is being measured."""
         self._goal = self._worked + self._cell_work(tokens)
         if self._bar is not None:
             self._bar.set_description_str(f"batch {batch}, {tokens} tokens")
@@ -114,7 +115,7 @@ class Progress:
         self._worked = worked
 
     def end(self, cell: Cell) -> None:
-        """Count the cell, and say what it came to."""
+        """Count the cell, and show its figures."""
         self._move(self._goal)
         self._done += 1
         if self._bar is None:
@@ -145,7 +146,7 @@ def _duration(seconds: float) -> str:
 
 
 def run_sweep(sweep: Sweep, results: Results, keep: Callable[[Results], None]) -> None:
-    """Measure the cells that are missing, and hand over the results after each of them."""
+    """Measure the cells that are missing; ``keep`` gets the results after each of them."""
     progress = Progress(results)
     try:
         for batch, tokens in results.missing:

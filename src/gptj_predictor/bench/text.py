@@ -1,4 +1,4 @@
-"""What prompts are cut from: plain sentences, made here, the same ones every time."""
+"""Prompts: cut from plain sentences that are made here, the same ones every time."""
 
 from __future__ import annotations
 
@@ -61,26 +61,31 @@ class Prompt:
 class Prompts:
     """Prompts of a given length, cut out of the text at seeded places.
 
-    A cut's text has exactly the cut's tokens, so that a server that is sent the text takes in what
-    an engine is given as tokens.
+    The text of a prompt is tokenized into exactly its tokens. So a server that gets the text
+    computes the same as an engine that gets the tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, tokens: int, seed: int) -> None:
-        """Prepare; ``tokens`` are those of every prompt.
+        """Tokenize the text.
+
+        Args:
+            tokenizer: The model's.
+            tokens: Of every prompt.
+            seed: Decides where prompts are cut.
 
         Raises:
-            PlanError: the text is not that long.
+            PlanError: the text has fewer tokens.
         """
         self._tokenizer = tokenizer
         self._tokens = tokens
         self._seed = seed
-        # One by one: transformers warns of a text that is longer than the context.
+        # Sentence by sentence: transformers warns of a text that is longer than the context.
         self._ids = [token for text in make_sentences() for token in tokenizer.encode(text)]
         if tokens > len(self._ids):
             raise PlanError(f"--prompt_tokens {tokens}: the text has {len(self._ids)}")
 
     def cut(self, *place: object) -> Prompt:
-        """The prompt of one place in the sweep."""
+        """The prompt of a place in the sweep, which any values may name."""
         choose = random.Random(f"{self._seed} {place}")  # noqa: S311 - no secret
         while True:
             start = choose.randrange(len(self._ids) - self._tokens + 1)
@@ -90,5 +95,5 @@ class Prompts:
                 return Prompt(ids, text)
 
     def sampling_seed(self, *place: object) -> int:
-        """The seed that a place's sequences are sampled with."""
+        """The seed that the sequences of a place are sampled with."""
         return random.Random(f"{self._seed} sampling {place}").getrandbits(62)  # noqa: S311

@@ -64,8 +64,11 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """A line for whoever watches, beside what the command prints as its result."""
-    tqdm.write(text, file=sys.stderr)
+    """Write a line to stderr, above the bars that a terminal shows."""
+    if sys.stderr.isatty():
+        tqdm.write(text, file=sys.stderr)
+    else:  # tqdm's lock would be made here, and a signal at that moment would end in a traceback
+        sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
 

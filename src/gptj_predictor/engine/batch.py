@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptj_predictor.common.upload import pinned, upload
 from gptj_predictor.engine.sequence import ScheduledChunk
-from gptj_predictor.engine.upload import pinned, upload
 from gptj_predictor.model.kv_cache import NULL_PAGE
 
 

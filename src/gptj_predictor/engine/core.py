@@ -10,16 +10,14 @@ from dataclasses import dataclass
 
 import torch
 
-from gptj_predictor.engine.graphs import Capture, cuda_capture
-from gptj_predictor.engine.page_allocator import PageAllocator
-from gptj_predictor.engine.prefix_cache import PrefixCache
-from gptj_predictor.engine.request import SamplingParams
+from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
-from gptj_predictor.engine.sampler import Sampler
 from gptj_predictor.engine.scheduler import Scheduler, SequenceEvent
 from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.sampling.params import SamplingParams
+from gptj_predictor.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +31,6 @@ class EngineConfig:
     page_size: int  # tokens per page of the KV cache
     num_pages: int  # pages that sequences can use
     enable_prefix_caching: bool = True  # sequences with the same leading tokens share pages
-    cuda_graphs: bool = True  # decoding on a GPU is replayed from graphs
     #: Whether a step is launched before the last one's tokens are read; on GPUs if ``None``. On a
     #: CPU, where a launch is the whole computation, that would only make every token late.
     overlap: bool | None = None
@@ -74,9 +71,11 @@ class EngineCore:
     called beside.
     """
 
-    def __init__(self, network: GPTJNetwork, config: EngineConfig) -> None:
-        """Allocate the KV cache."""
-        model, cuda = network.config, network.placement.head.type == "cuda"
+    def __init__(
+        self, network: GPTJNetwork, config: EngineConfig, capture: Capture | None = None
+    ) -> None:
+        """Allocate the KV cache; decoding runs from graphs if ``capture`` makes them."""
+        model, value_bytes = network.config, network.dtype.itemsize
         cache = PagedKVCache(
             devices=list(network.placement.layers),
             pages=config.num_pages + 1,
@@ -86,31 +85,27 @@ class EngineCore:
             dtype=network.dtype,
         )
         eos_token_ids = _eos_token_ids(model.eos_token_id)
-        allocator = PageAllocator(config.num_pages, config.page_size)
-        self._runner = ModelRunner(
-            network, cache, sampler=Sampler(eos_token_ids), max_batch_size=config.max_batch_size
-        )
+        sampler = Sampler(eos_token_ids)
+        self._runner = ModelRunner(network, cache, sampler, config.max_batch_size)
         self._scheduler = Scheduler(
-            allocator,
-            PrefixCache(allocator, enabled=config.enable_prefix_caching),
+            num_pages=config.num_pages,
+            page_size=config.page_size,
             max_batch_size=config.max_batch_size,
             max_prefill_tokens=config.max_prefill_tokens,
             max_context=model.n_positions,
             eos_token_ids=eos_token_ids,
+            enable_prefix_caching=config.enable_prefix_caching,
         )
-        attentions = network.attentions.values()
-        self._captures = (
-            config.cuda_graphs and len(attentions) == 1 and all(a.capturable for a in attentions)
-        )
-        self._overlap = cuda if config.overlap is None else config.overlap
+        self._capture = capture
+        on_gpu = self._runner.device.type == "cuda"
+        self._overlap = on_gpu if config.overlap is None else config.overlap
         self._launched: LaunchedStep | None = None
         self._num_steps = 0
-        value_bytes = network.dtype.itemsize
         unread = 0 if model.tie_word_embeddings else model.vocab_size * model.n_embd * value_bytes
         self._info = EngineInfo(
             config=config,
             max_context=int(model.n_positions),
-            kv_cache_tokens=allocator.max_tokens,
+            kv_cache_tokens=config.num_pages * config.page_size,
             kv_bytes_per_token=2 * model.n_layer * model.n_embd * value_bytes,
             step_weight_bytes=network.weight_bytes - unread,
             devices=network.placement.devices,
@@ -136,22 +131,13 @@ class EngineCore:
             num_prefix_hit_tokens=scheduler.prefix_cache.num_hit_tokens,
         )
 
-    def prepare(self, capture: Capture | None = None) -> None:
-        """Capture the graphs of decoding, if there will be any.
-
-        Args:
-            capture: What makes a graph; by default CUDA, on a GPU whose attention allows it.
-        """
-        self.use_device()
-        if capture is None and self._captures:
-            capture = cuda_capture()
-        if capture is not None:
-            self._runner.capture_graphs(capture)
-
-    def use_device(self) -> None:
-        """Make the runner's GPU the calling thread's own, as graphs and events want it."""
-        if self._runner.device.type == "cuda":
+    def prepare(self) -> None:
+        """Get ready to step in the calling thread; the first time, capture the graphs."""
+        if self._runner.device.type == "cuda":  # graphs and events want the thread's own device
             torch.cuda.set_device(self._runner.device)
+        if self._capture is not None:
+            self._runner.capture_graphs(self._capture)
+            self._capture = None
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Refuse what could never run.
@@ -201,18 +187,16 @@ class EngineCore:
         if self._overlap:
             launched, self._launched = self._launched, launched
         if launched is not None:
+            results: list[tuple[ScheduledChunk, int]] = []
             with self._failing(launched.chunks, events):
-                events += self._scheduler.commit(launched.wait())
+                results = launched.wait()
+            events += self._scheduler.commit(results)
         if not self.has_work:
             self._launched = None
         return events
 
     def check_invariants(self) -> None:
-        """Compare the books of scheduler, allocator and prefix cache.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
+        """See :meth:`Scheduler.check_invariants`."""
         self._scheduler.check_invariants()
 
     @contextmanager

@@ -10,15 +10,11 @@ from contextlib import suppress
 from functools import partial
 
 from gptj_predictor.engine.core import EngineConfig, EngineCore, EngineInfo, EngineStats
-from gptj_predictor.engine.request import (
-    EngineDeadError,
-    Event,
-    EventSink,
-    FinishReason,
-    SamplingParams,
-)
+from gptj_predictor.engine.graphs import Capture
+from gptj_predictor.engine.request import EngineDeadError, Event, EventSink, FinishReason
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.sampling.params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +41,11 @@ class Engine:
     between two steps.
     """
 
-    def __init__(self, network: GPTJNetwork, config: EngineConfig) -> None:
-        """Allocate the KV cache; :meth:`start` starts the thread."""
-        self._core = EngineCore(network, config)
+    def __init__(
+        self, network: GPTJNetwork, config: EngineConfig, capture: Capture | None = None
+    ) -> None:
+        """See :class:`EngineCore`; :meth:`start` starts the thread."""
+        self._core = EngineCore(network, config, capture)
         self._sinks: dict[Sequence, EventSink] = {}  # the engine's thread alone uses it
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = threading.Lock()  # no letter comes after the thread has read the last one
@@ -69,8 +67,7 @@ class Engine:
         gives every computing thread workers of its own, and when there are more of them than CPUs
         they sleep between products instead of spinning (measured: steps a quarter slower).
         """
-        if self._thread is None:
-            self._core.prepare()
+        self._core.prepare()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -91,7 +88,7 @@ class Engine:
         return self._thread is not None and self._thread.is_alive() and not self._stopping
 
     def check_invariants(self) -> None:
-        """See :meth:`EngineCore.check_invariants`; only while the engine is stopped."""
+        """See :meth:`Scheduler.check_invariants`; only while the engine is stopped."""
         self._core.check_invariants()
 
     def submit(self, prompt_ids: list[int], params: SamplingParams, sink: EventSink) -> Handle:
@@ -116,7 +113,7 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._core.use_device()
+            self._core.prepare()
             while not self._stopping:
                 self._read_mailbox(wait=not self._core.has_work)
                 if self._core.has_work:

@@ -24,30 +24,6 @@ logger = logging.getLogger(__name__)
 Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
 
-def cuda_capture() -> Capture:
-    """Capture with CUDA; all graphs share one pool of memory, since only one runs at a time."""
-    pool = torch.cuda.graph_pool_handle()
-
-    def capture(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        # Once outside of the graph, so that libraries and Triton can set themselves up.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            output = run()
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return output
-
-        return replay
-
-    return capture
-
-
 def ladder(max_batch_size: int) -> list[int]:
     """Batch sizes to capture: close together where padding costs a larger share."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 257, 16), *range(288, max_batch_size, 32)]
@@ -70,7 +46,7 @@ class DecodeGraphs:
         """Capture all rungs, the largest first, so that the others fit into its memory.
 
         Args:
-            forward: Runs a batch of D decoding sequences; gives logits ``[D, vocabulary]``.
+            forward: From a batch of D decoding sequences to logits ``[D, vocabulary]``.
             capture: Makes a graph of a callable.
             max_batch_size: The last rung; no larger batch can be replayed.
             max_pages: Width of the page tables.

@@ -89,12 +89,7 @@ class PageAllocator:
         return -(-num_tokens // self.page_size)
 
     def extend(self, table: PageTable, num_tokens: int, max_tokens: int) -> bool:
-        """Append pages until the table holds ``num_tokens`` tokens.
-
-        Args:
-            table: A sequence's pages.
-            num_tokens: How many tokens it must hold now.
-            max_tokens: How many it may come to hold.
+        """Append pages until the table holds ``num_tokens``; it may come to hold ``max_tokens``.
 
         Returns:
             Whether there were enough pages; if not, nothing was handed out.
@@ -117,11 +112,7 @@ class PageAllocator:
         table.append(page)
 
     def release(self, table: PageTable) -> None:
-        """Take back all pages of a table, the last one first, so that it is evicted first.
-
-        Raises:
-            ValueError: a page of it is not handed out.
-        """
+        """Take back all pages of a table, the last one first, so that it is evicted first."""
         for page in reversed(table.pages):
             if self._holders[page] < 1:
                 raise ValueError(f"page {page} is not handed out")
@@ -146,22 +137,15 @@ class PageAllocator:
         self._retained.clear()
 
     def check_invariants(self, tables: Iterable[PageTable]) -> None:
-        """Compare the books with themselves and with all tables in use.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
+        """Assert that the books agree with themselves and with all tables in use."""
         holders = Counter(page for table in tables for page in table.pages)
         assert NULL_PAGE not in holders
         assert self._holders == [holders[page] for page in range(self.num_pages + 1)]
         assert set(self._idle) == {page for page in self._retained if not self._holders[page]}
-        blank = {page for page, state in enumerate(self._states) if state != _TAKEN}
-        assert blank == {
-            page
-            for page in range(1, self.num_pages + 1)
-            if not self._holders[page] and page not in self._idle
-        }
-        assert len(blank) == self._num_blank
+        for page in range(1, self.num_pages + 1):
+            taken = self._holders[page] > 0 or page in self._idle
+            assert taken == (self._states[page] == _TAKEN)
+        assert self._num_blank == sum(state != _TAKEN for state in self._states)
 
     def _next_page(self, table: PageTable, wish: int) -> int:
         reserved = self._reserved.get(table, range(0))

@@ -61,17 +61,14 @@ class PrefixCache:
     def insert(
         self, token_ids: list[int], num_cached_tokens: int, table: PageTable, cursor: PrefixCursor
     ) -> PrefixCursor:
-        """Insert a table's full pages, as far as their tokens are known.
+        """Insert a sequence's full pages from ``cursor`` on, as far as their tokens are known.
 
         Args:
-            token_ids: The sequence's known tokens.
-            num_cached_tokens: How many tokens' keys and values are in the pages, or will be before
-                a later step reads them.
-            table: The sequence's pages.
-            cursor: How far they were inserted before.
-
-        Returns:
-            How far they are inserted now.
+            token_ids: The known tokens.
+            num_cached_tokens: Tokens whose keys and values are in the pages, or will be before a
+                later step reads them.
+            table: The pages.
+            cursor: What the last call for this sequence returned.
         """
         size = self._allocator.page_size
         full = min(num_cached_tokens, len(token_ids)) // size
@@ -96,11 +93,7 @@ class PrefixCache:
         self._allocator.drop_retained()
 
     def check_invariants(self) -> None:
-        """Compare the tree with its index.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
+        """Assert that the tree agrees with its index."""
         assert len(self._nodes) == len(self._keys)
         assert all(self._nodes[key][1] == page for page, key in self._keys.items())
 

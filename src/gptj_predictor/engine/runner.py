@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.batch import Batch
 from gptj_predictor.engine.graphs import Capture, DecodeGraphs
-from gptj_predictor.engine.sampler import Sampler
 from gptj_predictor.engine.sequence import ScheduledChunk
-from gptj_predictor.engine.upload import upload
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.sampling.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ModelRunner:
     """
 
     def __init__(
-        self, network: GPTJNetwork, cache: PagedKVCache, *, sampler: Sampler, max_batch_size: int
+        self, network: GPTJNetwork, cache: PagedKVCache, sampler: Sampler, max_batch_size: int
     ) -> None:
         self.device = network.placement.head
         self._network = network

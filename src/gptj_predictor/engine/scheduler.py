@@ -38,21 +38,22 @@ class Scheduler:
 
     def __init__(
         self,
-        allocator: PageAllocator,
-        prefix_cache: PrefixCache,
         *,
+        num_pages: int,
+        page_size: int,
         max_batch_size: int,
         max_prefill_tokens: int,
         max_context: int,
-        eos_token_ids: tuple[int, ...],
+        eos_token_ids: tuple[int, ...] = (),
+        enable_prefix_caching: bool = True,
     ) -> None:
-        self.allocator = allocator
-        self.prefix_cache = prefix_cache
+        self.allocator = PageAllocator(num_pages, page_size)
+        self.prefix_cache = PrefixCache(self.allocator, enabled=enable_prefix_caching)
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_generated_tokens = 0
         self._max_prefill_tokens = max_prefill_tokens
-        self._max_pages = allocator.pages_for(max_context)
+        self._max_pages = self.allocator.pages_for(max_context)
         self._eos_token_ids = eos_token_ids
         self._batch_indices = list(reversed(range(max_batch_size)))
         self._arrivals = 0
@@ -76,11 +77,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[ScheduledChunk]:
-        """Choose what the next step computes.
-
-        Returns:
-            Chunks of one token first, at most one chunk per sequence.
-        """
+        """Choose what the next step computes: one-token chunks first, at most one a sequence."""
         counts: dict[Sequence, int] = {}
         for sequence in list(self.running):
             decodes = sequence.num_pending_tokens == 1 and not sequence.is_exhausted
@@ -92,11 +89,9 @@ class Scheduler:
         return [self._chunk(sequence, count) for sequence, count in in_order]
 
     def commit(self, results: Iterable[tuple[ScheduledChunk, int]]) -> list[SequenceEvent]:
-        """Take the tokens that a step gave, and remove the sequences that end with them.
+        """Take the tokens of a step (:meth:`LaunchedStep.wait`), and remove what ends with them.
 
-        Args:
-            results: The step's chunks that sample and their tokens; -1 where the logits held
-                nothing to choose from. Sequences that have left the batch since are skipped.
+        Sequences that have left the batch since the step was scheduled are skipped.
         """
         return [
             (chunk.sequence, self._commit_token(chunk.sequence, token_id))
@@ -122,15 +117,13 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
 
     def check_invariants(self) -> None:
-        """Compare the books of scheduler, allocator and prefix cache.
-
-        Raises:
-            AssertionError: they do not agree.
-        """
-        assert all(s.status is SequenceStatus.WAITING for s in self.waiting)
-        assert all(s.status is SequenceStatus.RUNNING for s in self.running)
-        for queue in (self.waiting, self.running):
+        """Assert that the books of scheduler, allocator and prefix cache agree."""
+        for queue, status in (
+            (self.waiting, SequenceStatus.WAITING),
+            (self.running, SequenceStatus.RUNNING),
+        ):
             assert queue == sorted(queue, key=_by_arrival)
+            assert all(sequence.status is status for sequence in queue)
         tables = [s.page_table for s in self.running if s.page_table is not None]
         for sequence, table in zip(self.running, tables, strict=True):
             assert len(table.pages) * self.allocator.page_size >= sequence.num_cached_tokens

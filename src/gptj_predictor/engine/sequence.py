@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCursor
-from gptj_predictor.engine.request import SamplingParams
+from gptj_predictor.sampling.params import SamplingParams
 
 SequenceStatus = enum.Enum("SequenceStatus", ["WAITING", "RUNNING", "FINISHED"])
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.engine import Engine, Handle
-from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError, SamplingParams
+from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
+from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.settings import GenerationParameters
 from gptj_predictor.tokenizer import Detokenizer, Tokenizer
 

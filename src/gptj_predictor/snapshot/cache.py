@@ -1,23 +1,24 @@
 """Where snapshots lie on the volume, and which of them is served.
 
-    CACHE/                          the volume
+    MODELS/                         the model cache: a folder, most often a volume
       eleutherai-gpt-j-6b/          a model's root
         CURRENT                     name of the version that is served
         tags/                       names of versions that a pull was told to tag
         versions/
           47e169305d2e-bfloat16/    one whole snapshot, with its manifest; never changed again
+          47e169305d2e-bfloat16.damaged    what a reader found wrong with it since
         pull/                       unfinished work, there only while a pull runs or after it died
         pull.lock                   the lease of the pull that runs
 
 A version appears by one rename, whole and on disk; ``CURRENT`` is replaced by one rename, after
 that. So a reader finds the whole old version or the whole new one at every moment, and needs no
-lock. There are no links, which not every network volume has.
+lock. There are no links, which not every network volume has. This module only reads; ``pull/``
+makes and removes what it finds.
 """
 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +27,9 @@ from pathlib import Path
 
 from filelock import SoftFileLease
 
-from gptj_predictor.common.files import sync, write_whole
 from gptj_predictor.common.progress import readable
 from gptj_predictor.settings import DEFAULT_MODEL_ID, wire_name
+from gptj_predictor.snapshot.advice import pull_command, repull_command
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE, Manifest
 
@@ -39,9 +40,15 @@ LEASE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class ModelRoot:
-    """The folder of one model in a cache."""
+    """The folder of one model in a model cache, for reading."""
 
     path: Path
+
+    @classmethod
+    def of(cls, version: Path) -> ModelRoot | None:
+        """The root that a folder is a version of; ``None`` if it is any other folder."""
+        root = cls(version.parent.parent)
+        return root if root.versions_path == version.parent else None
 
     @property
     def versions_path(self) -> Path:
@@ -96,17 +103,6 @@ class ModelRoot:
             )
         return version
 
-    def publish(self, build: Path, name: str) -> Path:
-        """Make a finished folder a version; its folder from now on.
-
-        Everything in it must be on disk already (:func:`sync_tree`).
-        """
-        self.versions_path.mkdir(exist_ok=True)
-        version = self.versions_path / name
-        build.rename(version)
-        sync(self.versions_path)
-        return version
-
     def tagged(self, tag: str) -> Path | None:
         """The folder of the version with a tag; ``None`` if there is none, or no longer."""
         try:
@@ -117,35 +113,39 @@ class ModelRoot:
             raise SnapshotError(f"{self.tags_path / tag} cannot be read: {error}") from error
         return self._version(name)
 
+    def tags(self) -> list[str]:
+        """All tags, by name; the version of one may be gone."""
+        if not self.tags_path.is_dir():
+            return []
+        return sorted(file.name for file in self.tags_path.iterdir())
+
+    def tags_of(self, version: Path) -> list[str]:
+        """The tags that name a version; one that cannot be read names none."""
+        found = []
+        for tag in self.tags():
+            with suppress(SnapshotError):
+                if self.tagged(tag) == version:
+                    found.append(tag)
+        return found
+
+    def servable(self) -> list[Path]:
+        """The versions that a server may be told to serve: the current one and those with a tag.
+
+        If none is current yet, all of them: none has been superseded.
+
+        Raises:
+            SnapshotError: ``CURRENT`` is damaged or names what is not there.
+        """
+        current = self.current()
+        return [
+            version
+            for version in self.versions()
+            if current in {None, version} or self.tags_of(version)
+        ]
+
     def find(self, tag: str | None) -> Path | None:
         """The folder of the version with a tag, or of the one that is served."""
         return self.current() if tag is None else self.tagged(tag)
-
-    def set_current(self, name: str) -> None:
-        """Serve this version from now on."""
-        self._name(self.current_path, name)
-
-    def set_tag(self, tag: str, name: str) -> None:
-        """Give this version a tag, which another may have had."""
-        self.tags_path.mkdir(exist_ok=True)
-        self._name(self.tags_path / tag, name)
-
-    def _name(self, file: Path, version: str) -> None:
-        if file.is_file() and file.read_text().strip() == version:
-            return
-        self.pull_path.mkdir(exist_ok=True)
-        write_whole(file, f"{version}\n", temporary=self.pull_path / "NAME")
-
-    def drop_stale_tags(self) -> None:
-        """Remove the tags of versions that are gone."""
-        if self.tags_path.is_dir():
-            for file in self.tags_path.iterdir():
-                if self.tagged(file.name) is None:
-                    file.unlink(missing_ok=True)
-
-    def lease(self) -> SoftFileLease:
-        """The right to pull into this root; expires with its holder."""
-        return SoftFileLease(self.lock_path, lease_duration=LEASE_SECONDS, poll_interval=1.0)
 
     def pulling_since(self) -> float | None:
         """Seconds since the running pull's last sign of life; ``None`` if none runs."""
@@ -159,7 +159,7 @@ class ModelRoot:
         since = self.pulling_since()
         if since is None:
             return "it has just ended"
-        owner = self.lease().owner
+        owner = SoftFileLease(self.lock_path, lease_duration=LEASE_SECONDS).owner
         who = f"{owner.hostname} (process {owner.pid})" if owner is not None else "someone"
         size = readable(self.unfinished_bytes())
         return f"{who}, last sign of life {since:.0f} s ago, {size} so far"
@@ -172,20 +172,25 @@ class ModelRoot:
                 total += path.stat().st_size if path.is_file() else 0
         return total
 
-    def repair(self) -> str:
-        """What to type to have a whole snapshot here again."""
+    def repair(self, tag: str | None = None) -> str:
+        """What to type to have a whole snapshot here again, with this tag."""
         for version in self.versions():
             with suppress(SnapshotError):
                 manifest = Manifest.read(version)
                 if manifest is not None:
-                    return manifest.repair(self.path.parent)
-        return pull_command(DEFAULT_MODEL_ID, self.path.parent)
+                    return repull_command(manifest, self.path.parent, tag)
+        return pull_command(DEFAULT_MODEL_ID, self.path.parent, tag)
 
 
-def pull_command(model_id: str, cache: Path, tag: str | None = None) -> str:
-    """What to type for a first snapshot."""
-    tagging = "" if tag is None else f" --tag {tag}"
-    return f"run: gptj-predictor snapshot pull {model_id} --dest {cache}{tagging}"
+def repair_command(version: Path) -> str:
+    """What to type to have a damaged version again."""
+    root = ModelRoot(version.parent.parent)
+    tag = next(iter(root.tags_of(version)), None)
+    with suppress(SnapshotError):
+        manifest = Manifest.read(version)
+        if manifest is not None:
+            return repull_command(manifest, root.path.parent, tag)
+    return root.repair(tag)
 
 
 def find_roots(path: Path) -> list[ModelRoot]:
@@ -210,8 +215,9 @@ def find_snapshot(model: str, cache: Path, tag: str | None = None) -> Path:
     """The snapshot folder that ``--model`` and ``--tag`` mean.
 
     Args:
-        model: A snapshot folder, a model's root, a cache with one model in it, or a model id.
-        cache: Where model ids are looked up.
+        model: A snapshot folder, a model's root, a model cache with one model in it, or a model
+            id.
+        cache: The model cache, where model ids are looked up.
         tag: The version that a pull gave this tag; the one that is served if ``None``.
 
     Raises:
@@ -223,6 +229,11 @@ def find_snapshot(model: str, cache: Path, tag: str | None = None) -> Path:
         if not path.is_dir():
             raise SnapshotError(f"--model {model} is not a folder")
         return _snapshot_in(path, tag)
+    if path == cache:
+        raise SnapshotMissingError(
+            f"the model cache {cache} does not exist, so there is no snapshot{_with_tag(tag)}; "
+            f"{pull_command(DEFAULT_MODEL_ID, cache, tag)}"
+        )
     if not _looks_like_id(model):
         raise SnapshotMissingError(f"--model {model}: there is no such folder")
     root = ModelRoot(cache / wire_name(model))
@@ -251,7 +262,9 @@ def _with_tag(tag: str | None) -> str:
 def _snapshot_in(path: Path, tag: str | None) -> Path:
     if (path / MANIFEST_FILE).exists() or (path / "config.json").exists():
         if tag is not None:
-            raise SnapshotError(f"{path} is one snapshot; --tag {tag} is looked up in a cache")
+            raise SnapshotError(
+                f"{path} is one snapshot; --tag {tag} is looked up in a model cache"
+            )
         return path
     roots = find_roots(path)
     found = [version for root in roots if (version := root.find(tag)) is not None]
@@ -262,16 +275,18 @@ def _snapshot_in(path: Path, tag: str | None) -> Path:
         raise SnapshotError(f"{path} holds several models; name one with --model: {names}")
     if roots:
         raise SnapshotMissingError(
-            f"{roots[0].path} has no whole snapshot{_with_tag(tag)} yet; {roots[0].repair()}"
+            f"{roots[0].path} has no whole snapshot{_with_tag(tag)} yet; {roots[0].repair(tag)}"
         )
     if any(path.glob("*.bin")) or any(path.glob("*.safetensors")):
         raise SnapshotError(f"{path / 'config.json'} is missing")
-    raise SnapshotMissingError(f"{path} holds no snapshot; {pull_command(DEFAULT_MODEL_ID, path)}")
+    raise SnapshotMissingError(
+        f"{path} holds no snapshot; {pull_command(DEFAULT_MODEL_ID, path, tag)}"
+    )
 
 
 @contextmanager
 def in_use(version: Path) -> Iterator[None]:
-    """Keep :func:`remove_version` from removing a version while it is read.
+    """Keep ``snapshot prune`` from removing a version while it is read.
 
     A shared lock on the manifest, which the kernel gives back if the process dies. A volume without
     locks, or a snapshot without a manifest, is simply read.
@@ -285,22 +300,3 @@ def in_use(version: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_SH)
         yield
-
-
-def remove_version(version: Path) -> bool:
-    """Remove a version, unless somebody reads it; whether it is gone."""
-    with suppress(FileNotFoundError), (version / MANIFEST_FILE).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            pass  # a volume without locks
-    # Away by one rename first: a kill while removing leaves no half version.
-    root = ModelRoot(version.parent.parent)
-    root.pull_path.mkdir(exist_ok=True)
-    doomed = root.pull_path / f"removed-{version.name}"
-    version.rename(doomed)
-    sync(root.versions_path)
-    shutil.rmtree(doomed)
-    return True

@@ -9,3 +9,7 @@ class SnapshotError(ValueError):
 
 class SnapshotMissingError(SnapshotError):
     """There is none yet; a pull may bring it."""
+
+
+class SnapshotDamagedError(SnapshotError):
+    """What is on disk is not what the manifest says."""

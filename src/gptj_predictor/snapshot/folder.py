@@ -11,7 +11,6 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from transformers import AutoConfig, GPTJConfig
 from gptj_predictor.common.dtypes import FLOAT_DTYPES
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
-from gptj_predictor.snapshot.cache import ModelRoot
-from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.cache import ModelRoot, repair_command
+from gptj_predictor.snapshot.damage import remember_damage
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.manifest import Manifest
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -103,20 +103,15 @@ class SnapshotFolder:
 
 
 def with_repair(error: SnapshotError, path: Path) -> SnapshotError:
-    """The error with the command that mends it, if the folder is a version of a cache."""
-    if ModelRoot(path.parent.parent).versions_path != path.parent or "; run: " in str(error):
+    """The error with the command that mends it, if the folder is a version of a model cache.
+
+    Damage is remembered, see :mod:`gptj_predictor.snapshot.damage`.
+    """
+    if ModelRoot.of(path) is None or "; run: " in str(error):
         return error
+    if isinstance(error, SnapshotDamagedError):
+        remember_damage(path, str(error))
     return type(error)(f"{error}; {repair_command(path)}")
-
-
-def repair_command(version: Path) -> str:
-    """What to type to have a damaged version again."""
-    root = ModelRoot(version.parent.parent)
-    with suppress(SnapshotError):
-        manifest = Manifest.read(version)
-        if manifest is not None:
-            return manifest.repair(root.path.parent)
-    return root.repair()
 
 
 def _check_files(path: Path, manifest: Manifest) -> None:
@@ -128,9 +123,9 @@ def _check_files(path: Path, manifest: Manifest) -> None:
         try:
             size = (path / name).stat().st_size
         except FileNotFoundError:
-            raise SnapshotError(f"{path / name} is missing; the manifest names it") from None
+            raise SnapshotDamagedError(f"{path / name} is missing; the manifest names it") from None
         if size != record.size:
-            raise SnapshotError(
+            raise SnapshotDamagedError(
                 f"{path / name} has {size} bytes; the manifest says {record.size}: it is damaged"
             )
 

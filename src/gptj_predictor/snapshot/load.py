@@ -27,7 +27,7 @@ from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_digest, block_ranges, read_layout
 from gptj_predictor.snapshot.cache import in_use
-from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.folder import (
     TENSORIZER_FILE,
     SnapshotFolder,
@@ -260,7 +260,9 @@ class _Loader:
             if self._manifest is not None:
                 record = self._manifest.files.get(file.name)
                 if record is None or len(record.blocks) != len(ranges):
-                    raise SnapshotError(f"{file} is damaged: its blocks are not the manifest's")
+                    raise SnapshotDamagedError(
+                        f"{file} is damaged: its blocks are not the manifest's"
+                    )
                 digests = record.blocks
             by_offset = {tensor.offset: tensor.name for tensor in tensors if tensor.size}
             name, start = "", 0
@@ -293,7 +295,7 @@ class _Loader:
         except OSError as error:
             raise SnapshotError(f"{block.file} cannot be read: {error}") from error
         if block.digest is not None and block_digest(content) != block.digest:
-            raise SnapshotError(
+            raise SnapshotDamagedError(
                 f"{block.file} is damaged between bytes {block.begin} and "
                 f"{block.begin + block.size}: the digest is not the manifest's"
             )

@@ -17,7 +17,7 @@ from typing import Any
 
 from gptj_predictor.common.files import write_whole
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES
-from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 
 MANIFEST_FILE = "manifest.json"
 
@@ -77,7 +77,8 @@ class Manifest:
         """Read it; ``None`` if the folder has none.
 
         Raises:
-            SnapshotError: it cannot be read, or is not what was written.
+            SnapshotDamagedError: it is not what was written.
+            SnapshotError: it cannot be read, or another version of the program wrote it.
         """
         file = folder / MANIFEST_FILE
         try:
@@ -110,29 +111,23 @@ class Manifest:
                 raise
             whole = False
         if not whole:
-            raise SnapshotError(f"{file} is damaged")
+            raise SnapshotDamagedError(f"{file} is damaged")
         return manifest
-
-    def repair(self, cache: Path) -> str:
-        """What to type to have a damaged snapshot again."""
-        return (
-            f"run: gptj-predictor snapshot pull {self.model_id} --revision {self.revision} "
-            f"--precision {self.precision} --dest {cache} --verify"
-        )
 
     def check_file(self, folder: Path, name: str) -> bytes:
         """The content of a small file, if it is what the manifest says.
 
         Raises:
-            SnapshotError: it is not, or cannot be read.
+            SnapshotDamagedError: it is not.
+            SnapshotError: it cannot be read.
         """
         file, record = folder / name, self.files[name]
         try:
             content = file.read_bytes()
         except FileNotFoundError:
-            raise SnapshotError(f"{file} is missing; the manifest names it") from None
+            raise SnapshotDamagedError(f"{file} is missing; the manifest names it") from None
         except OSError as error:
             raise SnapshotError(f"{file} cannot be read: {error.strerror}") from error
         if hashlib.sha256(content).hexdigest() != record.sha256:
-            raise SnapshotError(f"{file} is damaged: its SHA-256 is not the manifest's")
+            raise SnapshotDamagedError(f"{file} is damaged: its SHA-256 is not the manifest's")
         return content

@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from gptj_predictor.engine.request import SamplingParams
-from gptj_predictor.engine.sampler import Sampler, uniform
+from gptj_predictor.sampling.params import SamplingParams
+from gptj_predictor.sampling.sampler import Sampler, uniform
 from tests.support.reference import EOS
 
 VOCABULARY = 40
@@ -91,6 +91,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_distribution_is_the_reference_s(case: dict[str, float], large: bool) -> None:
     """Chi-square of many draws, all rows of one batch, against transformers' probabilities."""

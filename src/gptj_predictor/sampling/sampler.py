@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gptj_predictor.engine.request import SamplingParams
-from gptj_predictor.engine.upload import upload
+from gptj_predictor.common.upload import upload
+from gptj_predictor.sampling.params import SamplingParams
 
 #: Tokens as likely as the k-th that are kept beside it. In fp32 there are hardly ever any; the
 #: limit lets the number of candidates be known without waiting for the device.
@@ -74,8 +74,7 @@ class Sampler:
             places: ``[2, N]`` int64 on the device: each row's batch index, and its length again.
 
         Returns:
-            ``[N]`` int64 on the device; -1 where the logits hold nothing to choose from (NaN or
-            infinity).
+            ``[N]`` int64 on the device; -1 where no logit is finite.
         """
         finite = logits.amax(dim=-1).isfinite()
         if any(p.repetition_penalty != 1 for p in params):

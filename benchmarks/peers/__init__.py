@@ -1,0 +1,1 @@
+"""Our engine, transformers' ``generate`` and CTranslate2, measured in turns on the same weights."""

@@ -1,0 +1,97 @@
+"""Our engine."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import torch
+from transformers import GPTJConfig
+
+from gptj_predictor.bench.machine import alone
+from gptj_predictor.engine.core import EngineConfig
+from gptj_predictor.engine.engine import Engine
+from gptj_predictor.engine.request import Event
+from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.sampling.params import SamplingParams
+from peers.peer import Peer
+from peers.timing import Prompts, Timing
+from peers.weights import CPU, make_model, make_network
+
+#: Seconds after which a sequence that has not ended is given up.
+PATIENCE = 300
+
+
+class Ours(Peer):
+    """Our engine. Its thread runs only while it is measured, see :func:`alone`."""
+
+    def __init__(self, engine: Engine, name: str, step_bytes: int) -> None:
+        super().__init__(name, step_bytes)
+        self.engine = engine
+
+    def run(self, prompts: Prompts, new: int) -> Timing:
+        """See :meth:`Peer.run`."""
+        self.engine.start()
+        try:
+            return self._run(prompts, new)
+        finally:
+            self.engine.stop()
+
+    def _run(self, prompts: Prompts, new: int) -> Timing:
+        ends = threading.Semaphore(0)
+        streams = [Stream(ends) for _ in prompts]
+        started = time.perf_counter()
+        for prompt, stream in zip(prompts, streams, strict=True):
+            self.engine.submit(prompt, _greedy(len(prompt) + new), stream)
+        for _ in prompts:
+            if not ends.acquire(timeout=PATIENCE):
+                raise RuntimeError(f"no sequence ended in {PATIENCE} s")
+        for stream in streams:
+            if len(stream.tokens) != new:
+                raise RuntimeError(f"{len(stream.tokens)} tokens instead of {new}: {stream.end}")
+        # The one whose first token came last: from then on no prompt is computed any more.
+        last = max(streams, key=lambda stream: stream.times[0])
+        return Timing.of(streams[0].tokens, started, last.times)
+
+
+class Stream:
+    """Takes one sequence's events and notes when each token came."""
+
+    def __init__(self, ends: threading.Semaphore) -> None:
+        self.times: list[float] = []
+        self.tokens: list[int] = []
+        self.end: Event | None = None
+        self._ends = ends
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, in the engine's thread."""
+        if event.token_id is not None:
+            self.times.append(time.perf_counter())
+            self.tokens.append(event.token_id)
+        if event.finish_reason is not None:
+            self.end = event
+            self._ends.release()
+
+
+def _greedy(length: int) -> SamplingParams:
+    return SamplingParams(
+        min_length=length,
+        max_length=length,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=0,
+    )
+
+
+def make_ours(
+    config: GPTJConfig, dtype: str, step_bytes: int, threads: int, engine: EngineConfig
+) -> Peer:
+    """Our engine on a CPU with the weights that everyone has."""
+    torch.set_num_threads(threads)
+
+    def load() -> GPTJNetwork:
+        return make_network(config, make_model(config, getattr(torch, dtype), CPU), CPU)
+
+    return Ours(Engine(alone(load), engine), "ours", step_bytes)

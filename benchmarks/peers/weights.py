@@ -1,0 +1,41 @@
+"""One set of random weights: in transformers' model and in our network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import GPTJConfig, GPTJForCausalLM
+
+from gptj_predictor.model.network import GPTJNetwork, Placement
+
+CPU = torch.device("cpu")
+
+
+def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> Any:
+    """transformers' model with the random weights that it starts training from."""
+    torch.manual_seed(0)  # transformers draws from the global generator
+    with device:
+        model: Any = GPTJForCausalLM._from_config(config, dtype=dtype, attn_implementation="eager")
+    assert 0.01 < model.lm_head.weight.float().std() < 0.03, "transformers left weights undrawn"
+    return model.eval().requires_grad_(False)
+
+
+def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNetwork:
+    """Our network with the model's weights."""
+    with torch.device("meta"):
+        network = GPTJNetwork(config, model.dtype)
+    network.allocate(Placement.on(device, config.n_layer))
+    weights = model.state_dict()
+    views = network.checkpoint_views()
+    for name, view in views.items():
+        view.copy_(weights[name])
+    del views, view
+    network.pack()
+    return network.eval()
+
+
+def step_bytes_of(model: Any) -> int:
+    """Bytes of weights that a decode step reads: all but the embedding's."""
+    tensors = model.state_dict().items()
+    return sum(tensor.nbytes for name, tensor in tensors if name != "transformer.wte.weight")

@@ -1,0 +1,148 @@
+"""A service's V1 endpoint, as a benchmark's target."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from gptj_predictor.bench.errors import BenchmarkError, CellError, DoesNotFitError
+from gptj_predictor.bench.results import Round
+from gptj_predictor.bench.targets import Sampling, Target
+from gptj_predictor.bench.text import Prompt
+from gptj_predictor.tokenizer import Tokenizer
+
+#: New tokens from which on a text must have at least half as many tokens of its own.
+TELLING_TOKENS = 16
+
+#: What a server says of a sequence that its KV cache can never hold.
+NO_ROOM = "do not fit the KV cache"
+
+CONNECT_SECONDS = 10
+
+
+class RefusedError(BenchmarkError):
+    """The service answers a request with 400."""
+
+
+class HttpTarget(Target):
+    """A service's V1 endpoint."""
+
+    def __init__(self, url: str, tokenizer: Tokenizer, sampling: Sampling) -> None:
+        """Find the endpoint.
+
+        Args:
+            url: Of the service, or of ``/v1/models/NAME``, with or without ``:predict``.
+            tokenizer: The one that the service has.
+            sampling: Sent with every request.
+
+        Raises:
+            BenchmarkError: nobody answers, or there is not one model that is ready.
+        """
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._client = httpx.Client(timeout=httpx.Timeout(None, connect=CONNECT_SECONDS))
+        self._model = self._find_model(url.rstrip("/"))
+
+    def _find_model(self, url: str) -> str:
+        if "/v1/models/" in url:
+            model = url.removesuffix(":predict")
+        else:
+            names = self._send("GET", f"{url}/v1/models").json().get("models", [])
+            if len(names) != 1:
+                raise BenchmarkError(
+                    f"{url} serves {', '.join(names) or 'no model'}; give --url a model's own "
+                    f"address, {url}/v1/models/NAME"
+                )
+            model = f"{url}/v1/models/{names[0]}"
+        self._send("GET", model)
+        return model
+
+    def check_tokens(self, prompts: Sequence[Prompt]) -> None:
+        """Make sure that the service counts as many tokens in the prompts as we do.
+
+        ``max_length`` counts the prompt, and the service refuses a request without room for a new
+        token. With ``max_length`` equal to the prompt's tokens it must refuse; with one more it
+        must not.
+
+        Raises:
+            BenchmarkError: it counts differently, so it has the tokenizer of another model.
+        """
+        tokens = len(prompts[0].ids)
+        parameters = self._parameters(0) | {"min_length": 0}
+        try:
+            self._predict(prompts, parameters | {"max_length": tokens + 1})
+        except RefusedError as error:
+            raise BenchmarkError(
+                f"the service refuses {len(prompts)} prompts of {tokens} tokens: {error}"
+            ) from error
+        for prompt in prompts:
+            try:
+                self._predict([prompt], parameters | {"max_length": tokens})
+            except RefusedError:
+                continue
+            raise BenchmarkError(
+                f"the service counts fewer than {tokens} tokens in a prompt that has {tokens} by "
+                "the tokenizer here; --model must name the snapshot that it serves"
+            )
+
+    def run(self, prompts: Sequence[Prompt], new_tokens: int, seed: int) -> Round:
+        """See :meth:`Target.run`."""
+        lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+        texts, seconds = self._predict(prompts, self._parameters(seed) | lengths)
+        counted = sum(len(self._tokenizer.encode(text)) for text in texts)
+        # A text can be tokenized into other tokens than were sampled, but not into half as many.
+        if new_tokens >= TELLING_TOKENS and counted < len(prompts) * new_tokens / 2:
+            raise BenchmarkError(
+                f"{len(prompts)} x {new_tokens} new tokens were asked for, and the texts have "
+                f"{counted}"
+            )
+        return Round(seconds=seconds, first_token_seconds=seconds, counted_tokens=counted)
+
+    def _parameters(self, seed: int) -> dict[str, Any]:
+        """Every parameter but the lengths, so that the service's defaults do not matter."""
+        return {
+            "temperature": self._sampling.temperature,
+            "top_k": self._sampling.top_k,
+            "top_p": self._sampling.top_p,
+            "repetition_penalty": self._sampling.repetition_penalty,
+            "do_sample": True,
+            "num_return_sequences": 1,
+            "stop": None,
+            "return_full_text": False,
+            "seed": seed,
+        }
+
+    def _predict(
+        self, prompts: Sequence[Prompt], parameters: dict[str, Any]
+    ) -> tuple[list[str], float]:
+        """Send one request; returns its texts, and the seconds until the response was there."""
+        body = {"instances": [prompt.text for prompt in prompts], "parameters": parameters}
+        started = time.perf_counter()
+        response = self._send("POST", f"{self._model}:predict", json=body)
+        seconds = time.perf_counter() - started
+        predictions = response.json()["predictions"]
+        rows = [predictions] if len(prompts) == 1 else predictions
+        return [row[0]["generated_text"] for row in rows], seconds
+
+    def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
+        try:
+            response = self._client.request(method, url, **more)
+        except httpx.HTTPError as error:
+            raise BenchmarkError(f"{url}: {error or type(error).__name__}") from error
+        if response.is_success:
+            return response
+        text = " ".join(response.text.split())[:300]
+        if response.status_code == httpx.codes.BAD_REQUEST and NO_ROOM in text:
+            raise DoesNotFitError(text)
+        if response.status_code == httpx.codes.BAD_REQUEST:
+            raise RefusedError(text)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE and method == "POST":
+            raise CellError(f"503: {text}")
+        raise BenchmarkError(f"{url} answers {response.status_code}: {text}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
