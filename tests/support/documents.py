@@ -42,7 +42,7 @@ PICTURES = ("mermaid",)
 VALUES = ("yaml",)
 
 COMMENT = re.compile(r"<!--\s*(not run|not compared|sampled|numbers vary)(?::\s*(.*?))?\s*-->")
-INCLUDE = re.compile(r'^--8<-- "([^"]+)"$', re.MULTILINE)
+INCLUDE = re.compile(r'^--8<-- "([^":]+)(?::(\d+))?"$', re.MULTILINE)
 #: Numbers with their units, and the commits in the names of versions.
 NUMBER = re.compile(r"\b[0-9a-f]{12,40}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
 
@@ -78,7 +78,12 @@ class Block:
 
 def included(text: str) -> str:
     """A text with the files that it includes."""
-    return INCLUDE.sub(lambda match: (ROOT / match[1]).read_text().rstrip("\n"), text)
+
+
+    def lines(match: re.Match[str]) -> str:
+        return "\n".join((ROOT / match[1]).read_text().splitlines()[int(match[2] or 1) - 1 :])
+
+    return INCLUDE.sub(lines, text)
 
 
 def blocks(document: str) -> list[Block]:
