@@ -79,7 +79,6 @@ class Block:
 def included(text: str) -> str:
     """A text with the files that it includes."""
 
-
     def lines(match: re.Match[str]) -> str:
         return "\n".join((ROOT / match[1]).read_text().splitlines()[int(match[2] or 1) - 1 :])
 
