@@ -23,8 +23,8 @@ from queue import Empty, SimpleQueue
 import torch
 
 from gptj_predictor.devices.host import usable_cpus
-from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
 from processes import run_in_new_process
@@ -158,7 +158,7 @@ def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
     """Load a snapshot once, in the process that this is called in; returns the seconds."""
     torch.set_num_threads(usable_cpus())
     if not pack:
-        setattr(Projection, "packs", False)  # noqa: B010 - it is a property
+        setattr(NetworkBuilder, "packs", lambda *_: False)  # noqa: B010 - mypy wants no assignment
     folder = SnapshotFolder.open(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placement = Placement.on(device, folder.config.n_layer)

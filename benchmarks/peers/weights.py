@@ -8,6 +8,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.snapshot.builder import NetworkBuilder
 
 CPU = torch.device("cpu")
 
@@ -23,16 +24,11 @@ def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> 
 
 def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNetwork:
     """Our network with the model's weights."""
-    with torch.device("meta"):
-        network = GPTJNetwork(config, model.dtype)
-    network.allocate(Placement.on(device, config.n_layer))
+    builder = NetworkBuilder(config, model.dtype, Placement.on(device, config.n_layer))
     weights = model.state_dict()
-    views = network.checkpoint_views()
-    for name, view in views.items():
-        view.copy_(weights[name])
-    del views, view
-    network.pack()
-    return network.eval()
+    for name in builder.layout.places:
+        builder.fill(name, weights[name])
+    return builder.finish()
 
 
 def step_bytes_of(model: Any) -> int:

@@ -20,7 +20,8 @@ from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import ServerSettings
 from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.load import check_tensors, empty_network, load_network
+from gptj_predictor.snapshot.layout import NetworkLayout
+from gptj_predictor.snapshot.load import check_tensors, load_network
 from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,13 @@ class LaunchPlan:
         descriptions = [describe_device(device) for device in devices]
         choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
         free = {device: free_bytes(device) for device in devices}
-        placement = place(empty_network(folder.config, choice.dtype), devices, free)
+        placement = place(
+            NetworkLayout(folder.config).part_bytes(choice.dtype),
+            devices,
+            free,
+            dtype=choice.dtype,
+            tied=folder.config.tie_word_embeddings,
+        )
         for device, description in zip(devices, descriptions, strict=True):
             if device in placement.devices:
                 check_precision(settings.precision, choice.dtype, description)

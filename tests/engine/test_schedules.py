@@ -20,7 +20,7 @@ from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.engine.sequence import Sequence
-from gptj_predictor.model.attention import TritonAttention
+from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
 from tests.support.reference import ReferenceModel

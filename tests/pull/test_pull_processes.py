@@ -103,7 +103,7 @@ def test_killed_at_random_moments(tmp_path: Path, large: bool, has_old: bool) ->
 
 
 def check_server(cache: Path) -> None:
-    """A real server, started while the cache is as a killed pull left it."""
+    """A real server, started while the model cache is as a killed pull left it."""
     has_one = served(cache) is not None
     with RunningServer("--model", MODEL_ID, "--cache", str(cache)) as server:
         if has_one:
@@ -187,3 +187,13 @@ def test_a_server_waits_for_a_pull(tmp_path: Path) -> None:
         with RunningServer("--cache", str(tmp_path / "none" / ".."), "--model", "a/b") as server:
             assert server.process.wait(60) == 1
             assert "run: gptj-predictor snapshot pull a/b" in server.log
+
+
+def test_a_server_without_a_model_cache_says_what_to_pull(tmp_path: Path) -> None:
+    absent = tmp_path / "absent"
+    with RunningServer("--tag", "stable", "--cache", str(absent)) as server:
+        assert server.process.wait(60) == 1
+        last = server.log.splitlines()[-1]
+        assert last.endswith(
+            f"run: gptj-predictor snapshot pull {MODEL_ID} --dest {absent} --tag stable"
+        )

@@ -1,4 +1,4 @@
-"""A cache on disk: which snapshot is served, what is damaged, what may go."""
+"""A model cache on disk: which snapshot is served, what is damaged, what may go."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_a_loading_server_keeps_its_version(
     def read(*_: object) -> None:
         seen.add(remove_version(version))
 
-    monkeypatch.setattr("gptj_predictor.snapshot.load._Loader._read", read)
+    monkeypatch.setattr("gptj_predictor.snapshot.load_blocks.BlockLoader._read", read)
     load_network(folder, torch.float32, Placement.on(torch.device("cpu"), folder.config.n_layer))
     assert seen == {False}
     assert remove_version(version)

@@ -136,6 +136,7 @@ def test_a_pointer_to_nothing(version: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"{version}: whole" in done.stdout
     assert f"{root.current_path} names version 'absent', which is not there" in done.stderr
+    assert run("verify", str(version)).returncode == 0  # asked about itself alone
 
 
 def test_no_pointer_supersedes_nothing(version: Path, tmp_path: Path) -> None:

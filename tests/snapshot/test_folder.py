@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gptj_predictor.model.linear import Projection
+from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import check_tensors
-from tests.support.engines import load
+from tests.support.engines import checkpoint_tensors, load
 from tests.support.reference import ReferenceModel, make_reference
 
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "vocab_size": 50}
@@ -29,10 +29,10 @@ def model(tmp_path: Path) -> ReferenceModel:
 
 
 def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Every tensor as it lies in the network, before the network is packed."""
+    """Every tensor as it lies in a network that is not packed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Projection, "packs", False)
-        return load(folder, dtype).checkpoint_views()
+        patch.setattr(NetworkBuilder, "packs", lambda *_: False)
+        return checkpoint_tensors(load(folder, dtype))
 
 
 def edit_json(file: Path, **values: Any) -> None:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorizer import EncryptionParams, TensorSerializer
 
-from gptj_predictor.model.linear import Projection
 from gptj_predictor.snapshot import tensorizer
+from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.tensorizer import read_headers, read_tensors
-from tests.support.engines import load
+from tests.support.engines import checkpoint_tensors, load
 from tests.support.reference import ReferenceModel, make_reference
 
 SHAPE = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "vocab_size": 50}
@@ -26,7 +26,6 @@ MEASURE = """
 import sys, torch
 from pathlib import Path
 from tensorizer import TensorSerializer
-from gptj_predictor.model.linear import Projection
 from gptj_predictor.snapshot import tensorizer
 
 def peak():  # the kernel's own high-water mark of resident memory
@@ -291,19 +290,19 @@ def test_a_folder_with_it_is_served(
     tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same network as of the safetensors beside which it was made."""
-    monkeypatch.setattr(Projection, "packs", False)
+    monkeypatch.setattr(NetworkBuilder, "packs", lambda *_: False)
     model = make_reference(tmp_path / "snapshot", seed=1, **SHAPE)
     model.to(dtype).save_pretrained(model.folder)
-    wanted = load(model.folder, dtype)
+    wanted = checkpoint_tensors(load(model.folder, dtype))
     written(model, model.folder / "model.tensors")
     (model.folder / "model.safetensors").unlink()
     folder = SnapshotFolder.open(model.folder)
     assert folder.dtype is dtype
     assert not any(name.endswith("attn.bias") for name in folder.tensors)
-    found = load(model.folder, dtype)
-    for name, view in wanted.checkpoint_views().items():
-        assert torch.equal(view, found.checkpoint_views()[name]), name
-    values = found.checkpoint_views()["transformer.h.1.mlp.fc_in.weight"].contiguous()
+    found = checkpoint_tensors(load(model.folder, dtype))
+    for name, tensor in wanted.items():
+        assert torch.equal(tensor, found[name]), name
+    values = found["transformer.h.1.mlp.fc_in.weight"].contiguous()
     content = bytearray((model.folder / "model.tensors").read_bytes())
     content[content.index(values.view(torch.uint8).numpy().tobytes()) + 5] ^= 1
     (model.folder / "model.tensors").write_bytes(content)

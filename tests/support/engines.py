@@ -17,6 +17,7 @@ from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.layout import NetworkLayout
 from gptj_predictor.snapshot.load import load_network
 
 CPU = torch.device("cpu")
@@ -38,6 +39,12 @@ def load(
     snapshot = SnapshotFolder.open(folder)
     placement = placement or Placement.on(CPU, snapshot.config.n_layer)
     return load_network(snapshot, dtype, placement)
+
+
+def checkpoint_tensors(network: GPTJNetwork) -> dict[str, torch.Tensor]:
+    """A network's weights, none of them packed, under their names in a checkpoint."""
+    places = NetworkLayout(network.config).places
+    return {name: place.of(network.weights[place.parameter]) for name, place in places.items()}
 
 
 @dataclass

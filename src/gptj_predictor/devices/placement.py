@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils import infer_auto_device_map
+from torch import nn
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import free_memory
-from gptj_predictor.model.network import GPTJLayer, GPTJNetwork, Placement
+from gptj_predictor.model.network import Placement
 
 #: Share of a GPU's free memory that weights may fill; the rest is for the KV cache and activations.
 GPU_WEIGHT_SHARE = 0.85
@@ -50,14 +51,21 @@ def free_bytes(device: torch.device) -> int:
 
 
 def place(
-    network: GPTJNetwork, devices: list[torch.device], free: Mapping[torch.device, int]
+    sizes: Sequence[int],
+    devices: list[torch.device],
+    free: Mapping[torch.device, int],
+    *,
+    dtype: torch.dtype,
+    tied: bool,
 ) -> Placement:
     """Use as few of the devices as the weights need, in their order; layers stay whole.
 
     Args:
-        network: Laid out without memory, in the dtype that it will have.
+        sizes: Bytes of the embedding, of each layer and of the head, in this order.
         devices: What may be used.
         free: Their free memory in bytes.
+        dtype: Of the weights, for the message.
+        tied: Whether the head shares the embedding's weight and so its device.
 
     Raises:
         DeviceError: the weights do not fit all of them together.
@@ -69,41 +77,62 @@ def place(
         for device in devices
     }
     for count in range(1, len(devices) + 1):
-        placement = _try(network, devices[:count], room)
+        placement = _try(sizes, devices[:count], room, tied=tied)
         if placement is not None:
             return placement
-    needed = sum(parameter.nbytes for parameter in network.parameters())
+    needed = sum(sizes)
     available = ", ".join(
         f"{room[device]} of {free[device]} free bytes on {device}" for device in devices
     )
-    dtype = dtype_name(network.dtype)
+    name = dtype_name(dtype)
     raise DeviceError(
-        f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {dtype}) and do not fit the "
+        f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {name}) and do not fit the "
         f"room for them: {available}; a 16-bit --precision halves float32, and --device takes "
         "several devices"
     )
 
 
 def _try(
-    network: GPTJNetwork, devices: list[torch.device], room: Mapping[torch.device, int]
+    sizes: Sequence[int],
+    devices: list[torch.device],
+    room: Mapping[torch.device, int],
+    *,
+    tied: bool,
 ) -> Placement | None:
-    layers = network.config.n_layer
+    layers = len(sizes) - 2
     if len(devices) == 1:
-        fits = sum(parameter.nbytes for parameter in network.parameters()) <= room[devices[0]]
+        fits = sum(sizes) <= room[devices[0]]
         return Placement.on(devices[0], layers) if fits else None
     # accelerate numbers GPUs and calls the host "cpu"; the numbers are this list's.
     names: dict[Any, torch.device] = {
         number if device.type == "cuda" else "cpu": device for number, device in enumerate(devices)
     }
     found = infer_auto_device_map(
-        network,
+        _outline(sizes, tied=tied),
         max_memory={name: room[device] for name, device in names.items()},
-        no_split_module_classes=[GPTJLayer.__name__],
+        no_split_module_classes=[_Part.__name__],
         clean_result=False,
     )
     if "disk" in found.values():
         return None
     embedding = names[found["embedding"]]
-    head = embedding if network.config.tie_word_embeddings else names[found["head"]]
+    head = embedding if tied else names[found["head"]]
     parts = tuple(names[found[f"layers.{index}"]] for index in range(layers))
     return Placement(embedding, parts, head)
+
+
+class _Part(nn.Module):
+    """A part of the network for accelerate, which wants modules: so many bytes and no memory."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        memory = torch.empty(size, dtype=torch.uint8, device="meta")
+        self.weights = nn.Parameter(memory, requires_grad=False)
+
+
+def _outline(sizes: Sequence[int], *, tied: bool) -> nn.Module:
+    """The network's parts in their order."""
+    embedding, *layers, head = (_Part(size) for size in sizes)
+    if tied:
+        head.shared = embedding.weights
+    return nn.ModuleDict({"embedding": embedding, "layers": nn.ModuleList(layers), "head": head})

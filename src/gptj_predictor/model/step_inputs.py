@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -54,11 +55,5 @@ class StepInputs:
 
     def to(self, device: torch.device) -> StepInputs:
         """The same step with its tensors on another device."""
-        return replace(
-            self,
-            token_ids=self.token_ids.to(device),
-            positions=self.positions.to(device),
-            slot_mapping=self.slot_mapping.to(device),
-            page_tables=self.page_tables.to(device),
-            context_lengths=self.context_lengths.to(device),
-        )
+        tensors: Any = {n: x.to(device) for n, x in vars(self).items() if torch.is_tensor(x)}
+        return replace(self, **tensors)

@@ -2,6 +2,10 @@
 
 Both are bound by memory: they read every byte once, in wide loads, and compute in fp32 between.
 Kernels launch on the current CUDA device, which has to be the tensors' own.
+
+New queries, keys and values and the outputs are ``[tokens, heads, head_size]``, and the cached keys
+and values ``[pages, page_size, heads, head_size]``. Any strides do between tokens and between heads
+of the first, and between pages and between tokens of the others, equal for keys and values.
 """
 
 from __future__ import annotations
@@ -27,20 +31,11 @@ def supports(head_size: int, dtype: torch.dtype) -> bool:
 
 
 def splits_for(sequences: int, heads: int, processors: int) -> int:
-    """How many splits :func:`decode_attention` should make to fill a GPU.
+    """How many splits :func:`decode_attention` should make: a power of two, at most 32.
 
     Three programs per multiprocessor, each with blocks of keys and values on their way, keep the
     memory busy. Doubling until there are that many ends below six, about as many as run at once;
-    more would only add partial outputs to merge. Lengths play no part, so that a captured CUDA
-    graph stays good while they grow.
-
-    Args:
-        sequences: How many sequences bring one token.
-        heads: Attention heads.
-        processors: Multiprocessors of the GPU.
-
-    Returns:
-        The least power of two, at most 32, that gives three programs per multiprocessor.
+    more would only add outputs to merge. Lengths play no part, so that a CUDA graph stays good.
     """
     splits = 1
     while splits < _MAX_SPLITS and sequences * heads * splits < 3 * processors:
@@ -53,35 +48,35 @@ def rotate_and_store(
     new_keys: torch.Tensor,
     new_values: torch.Tensor,
     rotations: torch.Tensor,
-    slots: torch.Tensor,
+    slot_mapping: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
 ) -> None:
-    """Rotate queries and keys in place; write keys and values into the cache. One launch.
+    """Rotate queries and keys in place; write keys and values to the cache. One launch.
 
-    The first ``rotary_dim`` values of a head are rotated pair by neighbouring pair, in fp32.
+    The first ``rotary_dim`` values of a head are rotated, neighbor with neighbor, in fp32.
 
     Args:
-        queries: ``[T, heads, head_size]``, changed in place. Rows and heads may be strided.
-        new_keys: Like ``queries`` in shape and strides, changed in place too.
-        new_values: Like ``new_keys``, but left as they are.
+        queries: Of T tokens, changed in place.
+        new_keys: Changed in place too.
+        new_values: Left as they are. All three have the same strides.
         rotations: ``[T, rotary_dim / 2]`` complex64, contiguous: every token's unit numbers.
-        slots: ``[T]`` int64, ``page * page_size + offset`` of each token. If two are alike, either
-            token's values may be left there.
-        keys: ``[pages, page_size, heads, head_size]``. Pages and their rows may be strided.
-        values: Like ``keys`` in shape and strides.
+        slot_mapping: ``[T]`` int64, contiguous: ``page * page_size + offset`` of each token. Of two
+            tokens with one slot, either may be left there.
+        keys: The cache's.
+        values: The cache's.
 
     Raises:
-        ValueError: For a head size or dtype that :func:`supports` rules out, or other strides.
+        ValueError: :func:`supports` rules out the head size or dtype, or strides are others.
     """
     tokens, heads, head_size = queries.shape
     _check(queries, keys, values)
     if not queries.stride() == new_keys.stride() == new_values.stride():
         raise ValueError("queries, keys and values must have the same strides")
-    if not (rotations.is_contiguous() and slots.is_contiguous()):
-        raise ValueError("rotations and slots must be contiguous")
+    if not (rotations.is_contiguous() and slot_mapping.is_contiguous()):
+        raise ValueError("rotations and slot_mapping must be contiguous")
     _rotate_and_store[(tokens * heads,)](
-        *(queries, new_keys, new_values, torch.view_as_real(rotations), slots, keys, values),
+        *(queries, new_keys, new_values, torch.view_as_real(rotations), slot_mapping, keys, values),
         *queries.stride()[:2],
         *keys.stride()[:2],
         heads=heads,
@@ -109,25 +104,24 @@ def decode_attention(
     a CUDA graph, they may be replayed with other lengths and tables. Nothing past a length is read.
 
     Args:
-        queries: ``[S, heads, head_size]``, rotated. Rows and heads may be strided.
-        keys: ``[pages, page_size, heads, head_size]``. Pages and their rows may be strided.
-        values: Like ``keys`` in shape and strides.
-        page_tables: ``[S, P]`` int32, each sequence's pages in order. Rows may be strided.
-        lengths: ``[S]`` int32, contiguous: tokens to attend to, from 1 to ``P * page_size``. A 0,
-            for padding, reads nothing and leaves its row of ``out`` undefined.
-        out: ``[S, heads, head_size]`` to write to. Rows and heads may be strided.
+        queries: Of D sequences, rotated.
+        keys: The cache's.
+        values: The cache's.
+        page_tables: ``[D, P]`` int32, each sequence's pages in order, and these contiguous.
+        lengths: ``[D]`` int32, contiguous: tokens to attend to, from 1 to ``P * page_size``. A 0,
+            for padding, reads nothing and leaves that sequence's ``out`` undefined.
+        out: Like ``queries``, to write to.
         splits: Shares per sequence: :func:`splits_for`, or any other power of two up to 32.
 
     Raises:
-        ValueError: For a head size or dtype that :func:`supports` rules out, other strides or
-            another number of splits.
+        ValueError: As :func:`rotate_and_store`, or for another number of splits.
     """
     sequences, heads, head_size = queries.shape
     _check(queries, keys, values)
     if out.dtype != queries.dtype or out.stride(-1) != 1:
         raise ValueError("out must be of the cache's dtype, each head's contiguous")
     if page_tables.stride(-1) != 1 or not lengths.is_contiguous():
-        raise ValueError("lengths and the rows of page_tables must be contiguous")
+        raise ValueError("lengths and each of page_tables must be contiguous")
     if not 1 <= splits <= _MAX_SPLITS or splits & (splits - 1):
         raise ValueError(f"splits must be a power of two up to {_MAX_SPLITS}, not {splits}")
     parts, log_sums = out, None
@@ -164,17 +158,17 @@ def _check(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> N
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _rotate_and_store(  # type: ignore[no-untyped-def]
-    queries, new_keys, new_values, rotations, slots, keys, values,
-    row, head_stride, page_stride, token_stride,
+    queries, new_keys, new_values, rotations, slot_mapping, keys, values,
+    new_stride, head_stride, page_stride, token_stride,
     heads: tl.constexpr, head_size: tl.constexpr, rotary_dim: tl.constexpr, page_size: tl.constexpr,
 ):  # fmt: skip
     """One head of one token."""
-    # Offsets into the cache, and into many long rows, exceed 32 bits.
+    # Offsets into the cache, and into a long prefill, exceed 32 bits.
     token = (tl.program_id(0) // heads).to(tl.int64)
     head = tl.program_id(0) % heads
     column = tl.arange(0, head_size)
-    source = token * row + head * head_stride + column
-    slot = tl.load(slots + token)
+    source = token * new_stride + head * head_stride + column
+    slot = tl.load(slot_mapping + token)
     place = slot // page_size * page_stride + slot % page_size * token_stride
     target = place + head * head_size + column
     tl.store(values + target, tl.load(new_values + source))
@@ -204,10 +198,10 @@ def _tokens_per_split(length, block: tl.constexpr, splits: tl.constexpr):  # typ
     return tl.cdiv(tl.cdiv(length, block), splits) * block
 
 
-@triton.jit(do_not_specialize=["table_row"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["table_stride"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     queries, keys, values, page_tables, lengths, parts, log_sums,
-    query_row, query_head, page_stride, token_stride, table_row, out_row, out_head,
+    query_stride, query_head, page_stride, token_stride, table_stride, out_stride, out_head,
     head_size: tl.constexpr, page_size: tl.constexpr,
     block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr,
 ):  # fmt: skip
@@ -225,9 +219,9 @@ def _attend(  # type: ignore[no-untyped-def]
     if first >= length:
         return
     column = tl.arange(0, head_size)
-    query = tl.load(queries + sequence * query_row + head * query_head + column)
+    query = tl.load(queries + sequence * query_stride + head * query_head + column)
     query = query.to(tl.float32) * scale
-    table = page_tables + sequence * table_row
+    table = page_tables + sequence * table_stride
     maxima = tl.full((block,), -1e38, tl.float32)  # finite, as infinities' difference is NaN
     sums = tl.full((block,), 0.0, tl.float32)
     mixed = tl.full((block, head_size), 0.0, tl.float32)
@@ -255,7 +249,7 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.sum(sums * fade, axis=0)
     part = tl.sum(mixed * fade[:, None], axis=0) / total
     if splits == 1:
-        target = parts + sequence * out_row + head * out_head
+        target = parts + sequence * out_stride + head * out_head
     else:
         index = (sequence * tl.num_programs(0) + head) * splits + split
         target = parts + index * head_size
@@ -265,7 +259,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _merge(  # type: ignore[no-untyped-def]
-    parts, log_sums, lengths, out, out_row, out_head,
+    parts, log_sums, lengths, out, out_stride, out_head,
     head_size: tl.constexpr, block: tl.constexpr, splits: tl.constexpr,
 ):  # fmt: skip
     """All splits of one sequence for one head."""
@@ -283,4 +277,4 @@ def _merge(  # type: ignore[no-untyped-def]
     )
     weight = tl.exp2(log_sum - tl.max(log_sum, axis=0))
     mixed = tl.sum(part * weight[:, None], axis=0) / tl.sum(weight, axis=0)
-    tl.store(out + sequence * out_row + head * out_head + column, mixed.to(out.dtype.element_ty))
+    tl.store(out + sequence * out_stride + head * out_head + column, mixed.to(out.dtype.element_ty))

@@ -1,6 +1,6 @@
-"""A downloaded checkpoint, pickled or not, to sharded safetensors in one dtype.
+"""Converting a downloaded checkpoint, pickled or not, to sharded safetensors in one dtype.
 
-Tensor by tensor and piece by piece, so that memory holds one shard whatever the checkpoint's size.
+It goes tensor by tensor and piece by piece: memory holds one shard, whatever the checkpoint's size.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress
+from gptj_predictor.snapshot.blocks import read_into
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
     CONSTANT_BUFFERS,
@@ -30,13 +31,12 @@ from gptj_predictor.snapshot.folder import (
     StoredTensor,
     read_header,
 )
-from gptj_predictor.snapshot.load import read_into
 
 #: Bytes of tensors in one shard, unless one tensor alone has more. It is in memory twice, while it
 #: is compared with what is on disk.
 SHARD_BYTES = 256 * 2**20
 
-#: Bytes of a source that are taken in at once.
+#: Bytes of a source that are read at once.
 PIECE_BYTES = 16 * 2**20
 
 _PAGE = mmap.PAGESIZE

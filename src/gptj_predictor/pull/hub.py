@@ -1,8 +1,8 @@
-"""Downloading from the Hugging Face hub: what is needed, once, whole.
+"""Downloading files of a repository of the Hugging Face hub.
 
-The requests, their headers, retries and redirects are ``huggingface_hub``'s. What is added is that
-a file goes on where a killed process left off (its own download to a folder begins anew), and that
-every file is compared with the digest that the hub lists for it.
+``huggingface_hub`` makes the requests, with their headers and redirects. This module adds two
+things. A file goes on where a killed process left off; ``huggingface_hub``'s own download to a
+folder would begin it anew. And every file is compared with the digest that the hub lists for it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress, say
 from gptj_predictor.snapshot.errors import SnapshotError
 
-#: Seconds of the longest pause between two tries; pauses double from one second.
+#: The longest pause between two tries, in seconds; pauses double from one second.
 LONGEST_PAUSE = 60.0
 
-#: Statuses that may pass by themselves.
+#: HTTP statuses after which a later try may succeed.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class _ChangedError(Exception):
-    """What came is not what the hub lists."""
+    """A file that came is not the one that the hub lists."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HubFile:
         name: In the repository.
         size: In bytes.
         sha256: Of a large file, in hexadecimal.
-        git_sha1: Of any other: git's name for it as a blob.
+        git_sha1: Of any other file: its id as a git blob, in hexadecimal.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,3 +66,16 @@ def block_ranges(size: int, header: int, tensors: list[TensorRange]) -> Iterator
 def block_digest(content: bytes | memoryview) -> str:
     """XXH3-128 in hexadecimal."""
     return xxhash.xxh3_128_hexdigest(content)
+
+
+def read_into(content: memoryview, descriptor: int, offset: int) -> None:
+    """Fill a buffer from a file, from byte ``offset`` on.
+
+    Raises:
+        OSError: the file cannot be read, or ends too early.
+    """
+    while content:
+        count = os.preadv(descriptor, [content], offset)
+        if not count:
+            raise OSError("the file ends too early")
+        content, offset = content[count:], offset + count

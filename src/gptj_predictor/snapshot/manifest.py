@@ -1,10 +1,10 @@
 """The manifest of a snapshot: what it was made from, and digests that vouch for every byte.
 
-Two kinds of digest, for two questions. SHA-256 of every file is for people and for ``verify``. Its
-speed, 1 to 2 GB/s per core, would be the slowest part of a load, so the server checks XXH3-128 of
-every block of a weight file instead, right after it has read the block into place. XXH3 is no
-defence against someone who forges files, but the manifest lies beside the files: who can write
-those can write this.
+It has two kinds of digest. SHA-256 of every file is for people and for ``verify``. Its speed, 1 to
+2 GB/s per core, would be the slowest part of a load. So the server checks XXH3-128 of every block
+of a weight file instead, right after it has read the block into place. XXH3 does not protect
+against someone who forges files. Neither would SHA-256: the manifest lies beside the files, and
+whoever can write those can write the manifest.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a published snapshot says of itself. It holds no times: one source, one manifest.
+    """What a published snapshot says of itself.
+
+    It holds no times, so that the same source always gives the same manifest.
 
     Attributes:
         model_id: As the hub names it.

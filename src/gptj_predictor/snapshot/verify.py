@@ -60,7 +60,7 @@ def verify(folder: Path) -> Iterator[Verdict]:
         try:
             superseded = root is not None and version not in root.servable()
         except SnapshotError as error:
-            problem = error
+            problem = None if version == folder else error  # one version is judged by itself
         remedy = prune_command(version.parent.parent) if superseded else repair_command(version)
         yield Verdict(version, damage, superseded, remedy)
     if problem is not None:
@@ -101,7 +101,7 @@ def find_damage(version: Path, *, everything: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class _Findings:
-    """Lines about files that are not what the manifest says, and about those nobody can tell of."""
+    """Lines about files that are not what the manifest says, and about files nobody can read."""
 
     damaged: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)

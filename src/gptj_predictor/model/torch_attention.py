@@ -1,0 +1,116 @@
+"""Attention through torch's own kernels, which run on every device and in every dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
+
+from gptj_predictor.model.attention import Attention
+from gptj_predictor.model.kv_cache import Extent, LayerCache
+from gptj_predictor.model.step_inputs import StepInputs
+
+#: With more pieces than this it is quicker to copy them together than to attend to each.
+_MAX_PIECES = 8
+
+#: Keys and values of neighboring tokens, ``[1, heads, tokens, head_size]`` each.
+Piece = tuple[torch.Tensor, torch.Tensor]
+
+
+class TorchAttention(Attention):
+    """Sequence by sequence.
+
+    Pages that lie side by side are read where they are. A context in several pieces is attended to
+    piece by piece on a CPU, and the partial results merged by their log-sum-exp (Milakov and
+    Gimelshein, Online normalizer calculation for softmax, 2018); a GPU copies it together.
+    """
+
+    name = "torch SDPA over runs of pages"
+    capturable = False
+
+    def store(
+        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
+    ) -> None:
+        """See :meth:`Attention.store`."""
+        rotate(qkv[:, :2], rotations)
+        cache.keys.flatten(0, 1)[step.slot_mapping] = qkv[:, 1]
+        cache.values.flatten(0, 1)[step.slot_mapping] = qkv[:, 2]
+
+    def attend(
+        self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
+    ) -> None:
+        """See :meth:`Attention.attend`; decoding reads ``step.contexts``."""
+        decodes = step.num_decodes
+        queries = qkv[:decodes, :1]
+        for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
+            place.copy_(_attend(query, _pieces(cache, context), causal=False)[0])
+        attend_prefills(qkv, cache, step, out)
+
+
+def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
+    """Rotate the first ``rotary_dim`` values of every head, neighbor with neighbor, in place.
+
+    ``heads`` are ``[T, ..., head_size]``, ``rotations`` ``[T, rotary_dim / 2]`` complex.
+    """
+    part = heads[..., : 2 * rotations.shape[-1]]
+    pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)).contiguous())
+    rotations = rotations.view(-1, *[1] * (heads.dim() - 2), rotations.shape[-1])
+    part.copy_(torch.view_as_real(pairs * rotations).flatten(-2))
+
+
+def attend_prefills(
+    qkv: torch.Tensor, cache: LayerCache, step: StepInputs, out: torch.Tensor
+) -> None:
+    """:meth:`Attention.attend` for the tokens of the prefill chunks alone."""
+    start = step.num_decodes
+    for chunk in step.chunks:
+        end = start + chunk.tokens
+        query, key, value = qkv[start:end].unbind(1)
+        pieces = [*_pieces(cache, chunk.context), (_heads_first(key), _heads_first(value))]
+        out[start:end] = _attend(query, pieces, causal=True)
+        start = end
+
+
+def _pieces(cache: LayerCache, extents: list[Extent]) -> list[Piece]:
+    """A context's keys and values, as views of the cache if possible."""
+    keys, values = (_heads_first(pages.flatten(0, 1)) for pages in cache)
+    pieces = [(keys[:, :, at : at + n], values[:, :, at : at + n]) for at, n in extents]
+    return [_join(pieces)] if len(pieces) > _MAX_PIECES else pieces
+
+
+def _heads_first(tokens: torch.Tensor) -> torch.Tensor:
+    """``[tokens, heads, head_size]`` to ``[1, heads, tokens, head_size]``, as torch wants it."""
+    return tokens.transpose(0, 1)[None]
+
+
+def _join(pieces: list[Piece]) -> Piece:
+    keys, values = zip(*pieces, strict=True)
+    return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+
+def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torch.Tensor:
+    """Attend to a context in pieces; ``[Q, heads, head_size]`` in and out.
+
+    ``causal`` says that the last Q tokens of the context are the queries' own.
+    """
+    queries = _heads_first(queries)
+    if queries.device.type == "cpu" and len(pieces) > 1:
+        out = _merge_pieces(queries, pieces, causal=causal)
+    else:
+        keys, values = pieces[0] if len(pieces) == 1 else _join(pieces)
+        mask = causal_lower_right(queries.shape[2], keys.shape[2]) if causal else None
+        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    return out[0].transpose(0, 1)
+
+
+def _merge_pieces(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torch.Tensor:
+    """Attend to every piece alone; ``[1, heads, Q, head_size]`` in and out."""
+    partial = [
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries, keys, values, is_causal=causal and number == len(pieces) - 1
+        )
+        for number, (keys, values) in enumerate(pieces)
+    ]
+    outputs, log_sums = (torch.stack(parts) for parts in zip(*partial, strict=True))
+    weights = log_sums.softmax(0)[..., None]
+    return (outputs * weights).sum(0).to(queries.dtype)

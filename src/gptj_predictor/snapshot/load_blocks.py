@@ -1,0 +1,185 @@
+"""Carrying out a load's plan.
+
+Several readers take blocks of the files in turn, as one alone gets a third of what a disk or a
+network volume gives. A block is read where it belongs, or by way of a small buffer if it has to be
+cast, spread over the rows of a fused weight or sent to a GPU; its digest is taken while it is still
+in the processor's cache. A weight is packed as soon as it is whole, while the next ones are read.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_digest, read_into
+from gptj_predictor.snapshot.builder import NetworkBuilder
+from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
+from gptj_predictor.snapshot.load_plan import Block, BlockGroup
+
+#: Threads that read. Beyond 8 a local disk gave nothing more (``benchmarks/weight_loading.py``).
+READERS = 8
+
+#: Weights that are being read or packed at the same time. Memory that was never used costs as much
+#: time as reading into it, so weights that are packed are read into memory that is used again.
+STAGINGS = 2
+
+
+@dataclass
+class _Filling:
+    """A group whose blocks are being read.
+
+    Attributes:
+        group: The group.
+        memory: Its parameter's, if it has one.
+        staging: What ``memory`` is a part of, if it is to be packed.
+        left: How many blocks have not been read.
+    """
+
+    group: BlockGroup
+    memory: torch.Tensor | None
+    staging: torch.Tensor | None
+    left: int
+
+
+class BlockLoader:
+    """One load: blocks of files into a builder's parameters."""
+
+    def __init__(self, builder: NetworkBuilder, descriptors: Mapping[Path, int]) -> None:
+        """Read with ``descriptors``, of which there is one for each file of the plan."""
+        self._builder = builder
+        self._descriptors = descriptors
+        self._own = threading.local()
+        self._pinned = any(device.type == "cuda" for device in builder.placement.devices)
+
+    def run(self, groups: Iterable[BlockGroup]) -> None:
+        """Read all blocks and put every parameter that is whole.
+
+        Raises:
+            SnapshotError: a file cannot be read, or is not what the manifest says.
+        """
+        threads = torch.get_num_threads()
+        # A reader casts and spreads its own block alone.
+        readers = ThreadPoolExecutor(
+            READERS, "reader", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        try:
+            self._run(deque(groups), readers)
+        finally:
+            readers.shutdown(wait=True, cancel_futures=True)
+            # Setting a thread's number set that of threads to come as well.
+            torch.set_num_threads(threads)
+
+    def _run(self, waiting: deque[BlockGroup], readers: ThreadPoolExecutor) -> None:
+        stagings = self._make_stagings(waiting)
+        running: dict[Future[None], _Filling] = {}
+        done: SimpleQueue[Future[None]] = SimpleQueue()
+        while waiting or running:
+            while waiting and (stagings or not self._packs(waiting[0])):
+                filling = self._prepare(waiting.popleft(), stagings)
+                for block in filling.group.blocks:
+                    future = readers.submit(self._read, block, filling.memory)
+                    running[future] = filling
+                    future.add_done_callback(done.put)
+            future = done.get()
+            future.result()
+            filling = running.pop(future)
+            filling.left -= 1
+            if not filling.left:
+                self._finish(filling, stagings)
+
+    def _make_stagings(self, groups: Iterable[BlockGroup]) -> list[torch.Tensor]:
+        """Memory that holds any weight that is to be packed, :data:`STAGINGS` times."""
+        sizes = [math.prod(self._shape(group)) for group in groups if self._packs(group)]
+        if not sizes:
+            return []
+        return [torch.empty(max(sizes), dtype=self._builder.dtype) for _ in range(STAGINGS)]
+
+    def _packs(self, group: BlockGroup) -> bool:
+        return group.parameter is not None and self._builder.packs(group.parameter)
+
+    def _shape(self, group: BlockGroup) -> tuple[int, ...]:
+        assert group.parameter is not None
+        return self._builder.layout.parameters[group.parameter].shape
+
+    def _prepare(self, group: BlockGroup, stagings: list[torch.Tensor]) -> _Filling:
+        """Give a group memory, one of the stagings if its parameter is to be packed."""
+        memory = staging = None
+        if self._packs(group):
+            staging, shape = stagings.pop(), self._shape(group)
+            memory = staging[: math.prod(shape)].view(shape)
+        elif group.parameter is not None:
+            memory = self._builder.allocate(group.parameter)
+        return _Filling(group, memory, staging, len(group.blocks))
+
+    def _finish(self, filling: _Filling, stagings: list[torch.Tensor]) -> None:
+        if filling.group.parameter is not None and filling.memory is not None:
+            self._builder.put(filling.group.parameter, filling.memory)
+        if filling.staging is not None:
+            stagings.append(filling.staging)
+
+    def _read(self, block: Block, memory: torch.Tensor | None) -> None:
+        """Read a block, compare its digest and put its values into their parameter's memory."""
+        place = None if block.place is None or memory is None else block.place.of(memory)
+        straight = (
+            place is not None
+            and place.device.type == "cpu"
+            and place.dtype is block.dtype
+            and place.is_contiguous()
+        )
+        if straight:
+            assert place is not None
+            count = block.size // block.dtype.itemsize
+            values = place.view(-1)[block.first : block.first + count]
+        else:
+            values = self._buffer()[: block.size].view(block.dtype)
+        content = values.view(torch.uint8).numpy().data
+        try:
+            read_into(content, self._descriptors[block.file], block.begin)
+        except OSError as error:
+            raise SnapshotError(f"{block.file} cannot be read: {error}") from error
+        if block.digest is not None and block_digest(content) != block.digest:
+            raise SnapshotDamagedError(
+                f"{block.file} is damaged between bytes {block.begin} and "
+                f"{block.begin + block.size}: the digest is not the manifest's"
+            )
+        if place is not None and not straight:
+            put_values(place, block.first, values.to(place.device))
+
+    def _buffer(self) -> torch.Tensor:
+        """This thread's own; page-locked if a GPU is to read from it."""
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
+        buffer: torch.Tensor = self._own.buffer
+        return buffer
+
+
+def put_values(place: torch.Tensor, first: int, values: torch.Tensor) -> None:
+    """Copy values to the elements of a tensor from ``first`` on, counted row by row, casting.
+
+    Args:
+        place: Contiguous, or ``[rows, columns]`` of a wider matrix.
+        first: Index of the first element.
+        values: ``[count]``, on the tensor's device.
+    """
+    if place.is_contiguous():
+        place.view(-1)[first : first + len(values)].copy_(values)
+        return
+    columns = place.shape[1]
+    row, column = divmod(first, columns)
+    if column:
+        head = min(columns - column, len(values))
+        place[row, column : column + head].copy_(values[:head])
+        row, values = row + 1, values[head:]
+    whole = len(values) // columns
+    place[row : row + whole].copy_(values[: whole * columns].view(whole, columns))
+    rest = values[whole * columns :]
+    if len(rest):
+        place[row + whole, : len(rest)].copy_(rest)
