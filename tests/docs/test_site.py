@@ -14,10 +14,10 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from tests.support.documents import DOCUMENTS, ROOT
+from tests.support.documents import DOCUMENTS, INCLUDE, ROOT
 
-#: What Zensical reads.
-SOURCES = ("docs", "mkdocs.yml", "CONTRIBUTING.md")
+#: What Zensical reads, beside the files that pages include.
+SOURCES = ("docs", "mkdocs.yml")
 MOST_README_LINES = 150
 #: Names files of other projects.
 OTHERS_FILES = "docs/comparison.md"
@@ -48,11 +48,15 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built strictly in a folder of its own, by a program that finds no proxy."""
+    """The site, built strictly in a folder of its own."""
     folder = tmp_path_factory.mktemp("project")
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    for document in DOCUMENTS:
+        for name, _ in INCLUDE.findall((ROOT / document).read_text()):
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
     built = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--strict", "--clean"],
         cwd=folder,
