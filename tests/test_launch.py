@@ -8,9 +8,8 @@ import pytest
 
 from gptj_predictor import launch
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.launch import LaunchPlan
-from gptj_predictor.settings import ServerSettings
+from gptj_predictor.settings import Precision, ServerSettings
 from tests.support.sparse import write_sparse_snapshot
 
 

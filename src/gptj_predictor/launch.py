@@ -18,28 +18,20 @@ from gptj_predictor.devices.precision import check_precision, choose_precision, 
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import Placement
-from gptj_predictor.settings import ServerSettings
+from gptj_predictor.settings import (
+    CPU_KV_CACHE_LIMIT_BYTES,
+    CPU_KV_CACHE_SHARE,
+    CPU_PREFILL_TOKENS,
+    GPU_PREFILL_TOKENS,
+    THREAD_BYTES,
+    ServerSettings,
+)
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.layout import NetworkLayout
 from gptj_predictor.snapshot.load import check_tensors, load_network
 from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
 logger = logging.getLogger(__name__)
-
-#: Automatic size of the KV cache on a CPU, whose memory is shared with others: this share of what
-#: is free after loading, and no more than the limit.
-CPU_CACHE_SHARE = 0.25
-CPU_CACHE_LIMIT = 4 * 2**30
-
-#: Weights that are worth a CPU thread, which reads so much in about a millisecond. With less the
-#: threads wait for each other longer than they compute, the more so beside other programs: a step
-#: of the demo took 1.7 ms on one thread or two, and beside one busy program 1.7 or 11.
-THREAD_BYTES = 16 * 2**20
-
-#: Prompt tokens in one step by default. On a GPU 2,048 tokens fill its arithmetic units; on a CPU
-#: fewer already do, and a step takes longer.
-GPU_PREFILL_TOKENS = 2048
-CPU_PREFILL_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -170,4 +162,4 @@ class LaunchPlan:
             return int(self.settings.kv_cache_gib * 2**30)
         if device.type == "cuda":
             return int((free_bytes(device) - activations) * self.settings.kv_cache_share)
-        return min(CPU_CACHE_LIMIT, int(free_bytes(device) * CPU_CACHE_SHARE))
+        return min(CPU_KV_CACHE_LIMIT_BYTES, int(free_bytes(device) * CPU_KV_CACHE_SHARE))

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gptj_predictor.cli import build_parser, read_settings
+from gptj_predictor.cli import build_parser
+from gptj_predictor.cli.flags import validated
+from gptj_predictor.cli.serve import read_settings
+from gptj_predictor.settings import PullSettings
 from tests.support.chart_values import MATRIX
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
@@ -56,7 +59,9 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
         assert settings.max_batch_size == 64
     # The server looks for what the Job pulls.
     if release.has("Job", "-pull-"):
-        pull = parser.parse_args(job_container(release, "pull")["args"])
+        pull = validated(
+            PullSettings, vars(parser.parse_args(job_container(release, "pull")["args"]))
+        )
         assert (pull.model_id, pull.tag) == (settings.model, settings.tag)
         assert pull.dest == settings.cache
     else:

@@ -3,15 +3,23 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gptj_predictor import __version__
-from gptj_predictor.cli import SettingsError, build_parser, read_settings
+from gptj_predictor.cli import SettingsError, build_parser, main
+from gptj_predictor.cli.flags import validated
+from gptj_predictor.cli.serve import read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.devices.precision import Precision
-from gptj_predictor.settings import GenerationParameters, ServerSettings, wire_name
+from gptj_predictor.settings import (
+    GenerationParameters,
+    Precision,
+    PullSettings,
+    ServerSettings,
+    wire_name,
+)
 from tests.support.reference import make_reference
 from tests.support.servers import NAME, RunningServer, command, environment, free_port
 
@@ -105,6 +113,104 @@ def test_settings_that_are_refused(flags: list[str], variables: dict[str, str], 
     with pytest.raises(SettingsError) as caught:
         settings(*flags, **variables)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["benchmark", "--top-k", "5"], "unrecognized arguments: --top-k 5"),
+        (["benchmark", "--no_such_flag"], "--no_such_flag"),
+        (["benchmark", "compare", "a", "b", "--top-k", "5"], "--top-k 5"),
+        (["benchmark", "compare", "a"], "B.json"),
+        (["benchmark", "report"], "RESULTS.json"),
+        (["snapshot"], "COMMAND"),
+        (["snapshot", "pull", "a", "b"], "unrecognized arguments: b"),
+        (["snapshot", "prune", "--json"], "--json"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_command_lines_that_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("gptj-predictor")
+    assert named in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["snapshot", "pull", "--retries", "-1"], "--retries -1"),
+        (["snapshot", "pull", "--retries", "2.5"], "--retries 2.5"),
+        (["snapshot", "pull", "--precision", "int4"], "--precision int4"),
+        (["snapshot", "pull", "--tag", "a/b"], "--tag a/b"),
+        (["snapshot", "pull", ""], "MODEL_ID"),
+        (["benchmark", "--rounds", "0"], "--rounds 0"),
+        (["benchmark", "compare", "a", "b", "--threshold", "0.9"], "--threshold 0.9"),
+        (["benchmark", "compare", "a", "b", "--threshold", "inf"], "--threshold inf"),
+        (["benchmark", "report", "a", "--reference", "H100"], "H100"),
+    ],
+)
+def test_settings_of_other_commands_that_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], named: str
+) -> None:
+    assert main(arguments) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("gptj-predictor: ")
+    assert named in line
+
+
+def test_pull_settings() -> None:
+    def read(*flags: str) -> PullSettings:
+        return validated(PullSettings, vars(build_parser(()).parse_args(["snapshot", *flags])))
+
+    assert read("pull") == PullSettings()
+    assert read(
+        *("pull", "a/b", "--revision", "r", "--precision", "fp16", "--dest", "/d", "--tag", "t"),
+        *("--retries", "0", "--offline", "--verify", "--keep-source"),
+    ) == PullSettings(
+        model_id="a/b",
+        revision="r",
+        precision=Precision.FP16,
+        dest=Path("/d"),
+        tag="t",
+        retries=0,
+        offline=True,
+        verify=True,
+        keep_source=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["snapshot", "pull", "--help"],
+        ["snapshot", "pull", "--retries", "x"],
+        ["benchmark", "--help"],
+        ["benchmark", "--rounds", "0"],
+    ],
+)
+@pytest.mark.process
+def test_what_needs_no_model_imports_no_torch_and_no_kserve(arguments: list[str]) -> None:
+    program = (
+        "import sys; from gptj_predictor.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'kserve', 'transformers'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=True,
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
 
 
 def test_variables_that_kubernetes_makes_are_passed_over() -> None:

@@ -5,11 +5,11 @@ import torch
 
 from gptj_predictor.devices.precision import (
     DeviceDescription,
-    Precision,
     PrecisionError,
     choose_precision,
     describe_device,
 )
+from gptj_predictor.settings import Precision
 
 
 def gpu(name: str, major: int, minor: int) -> DeviceDescription:

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.pull import convert
 from gptj_predictor.pull.pull import PullRequest, pull
+from gptj_predictor.settings import Precision
 from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.folder import CONSTANT_BUFFERS, SnapshotFolder

@@ -13,14 +13,14 @@ from kserve.model_repository import ModelRepository
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.server.app import ClosedRepository, PredictorDataPlane, create_app
 from gptj_predictor.server.generation import TextGenerator
+from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.settings import GenerationParameters, Limits
 from gptj_predictor.tokenizer import Tokenizer
-from tests.server.test_process import LIVE_PATHS, READY_PATHS
 from tests.support.engines import FaultyNetwork, load, make_config
-from tests.support.servers import NAME
+from tests.support.servers import LIVE_PATHS, NAME, READY_PATHS
 
 
 def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +36,7 @@ def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     repository = ModelRepository()
     repository.update(predictor)
-    plane = PredictorDataPlane(repository, predictor)
+    plane = TruthfulDataPlane(repository, predictor)
     app = create_app(plane, ClosedRepository(repository), predictor, docs=False)
 
     async def statuses(client: httpx.AsyncClient, paths: tuple[str, ...]) -> set[int]:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoTokenizer, GPTJForCausalLM
 
-from gptj_predictor.demo import DEMO_SNAPSHOT
+from tests.support.exact import Exact
 from tests.support.servers import RunningServer
 
 pytestmark = pytest.mark.process
@@ -23,46 +18,6 @@ PROMPTS = [
     "Question: Show all teams;Answer:",
     "In the valley",
 ]
-
-
-class Exact:
-    """The demo in fp32: its text can be compared with the reference's token for token."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tokenizer = AutoTokenizer.from_pretrained(DEMO_SNAPSHOT)
-        self.model = GPTJForCausalLM.from_pretrained(
-            DEMO_SNAPSHOT, dtype=torch.float32, attn_implementation="eager"
-        )
-        self.model.save_pretrained(folder)
-        for file in DEMO_SNAPSHOT.glob("tokenizer*"):
-            shutil.copy(file, folder)
-
-    def ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text)["input_ids"]
-        return ids
-
-    def generate(self, prompt: str, **parameters: Any) -> str:
-        """The text after the prompt."""
-        inputs = self.tokenizer(prompt, return_tensors="pt")
-        output = self.model.generate(  # type: ignore[misc]
-            **inputs, do_sample=False, pad_token_id=self.tokenizer.eos_token_id, **parameters
-        )
-        new = output[0, inputs["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True))
-
-
-@pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Exact:
-    return Exact(tmp_path_factory.mktemp("exact"))
-
-
-@pytest.fixture(scope="module")
-def native(exact: Exact) -> Iterator[RunningServer]:
-    with RunningServer("--model", str(exact.folder), "--precision", "native") as running:
-        running.wait_until_ready()
-        assert "in float32 (the checkpoint's own)" in running.log
-        yield running
 
 
 def texts(predictions: Any) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import grpc
@@ -15,26 +14,27 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from gptj_predictor.settings import GenerationParameters
-from tests.support.servers import NAME, RunningServer, command, environment
+from tests.support.servers import (
+    ENDLESS,
+    HELD,
+    LIVE_PATHS,
+    NAME,
+    READY_PATHS,
+    RunningServer,
+    command,
+    environment,
+    wait_for,
+)
 from tests.support.sparse import write_sparse_snapshot
 
 pytestmark = pytest.mark.process
 
-READY_PATHS = (f"/v1/models/{NAME}", f"/v2/models/{NAME}/ready", "/v2/health/ready")
-LIVE_PATHS = ("/", "/v2/health/live")
 
-
-@pytest.fixture(scope="module")
-def slow_to_load(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Large enough that the server can be looked at while it loads; takes no disk."""
-    folder = tmp_path_factory.mktemp("slow")
-    write_sparse_snapshot(folder, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
-    return folder
-
-
-def test_not_loaded_yet(slow_to_load: Path) -> None:
+def test_not_loaded_yet(large_snapshot: Path) -> None:
     """Alive at once; not ready, and 503 with Retry-After, until the weights are loaded."""
-    with RunningServer("--model", str(slow_to_load), "--precision", "native") as server:
+    release = large_snapshot / "release"
+    model = ("--model", str(large_snapshot), "--precision", "native")
+    with RunningServer(*model, program=HELD, RELEASE=str(release)) as server:
         server.wait_until("/", 200)
         for path in READY_PATHS:
             assert server.client.get(path).status_code == 503
@@ -42,29 +42,41 @@ def test_not_loaded_yet(slow_to_load: Path) -> None:
         assert response.status_code == 503
         assert response.json() == {"error": f"Model with name {NAME} is not ready."}
         assert int(response.headers["retry-after"]) > 0
-        assert "is ready" not in server.log  # it really was still loading
+        assert "is ready" not in server.log
         for path in LIVE_PATHS:
             assert server.client.get(path).status_code == 200
+        release.touch()
         server.wait_until_ready()
         for path in READY_PATHS:
             assert server.client.get(path).status_code == 200
         assert server.predict(["a"], max_new_tokens=1)
 
 
-def test_sigterm_while_loading(slow_to_load: Path) -> None:
-    with RunningServer("--model", str(slow_to_load), "--precision", "native") as server:
+def test_sigterm_while_loading() -> None:
+    with RunningServer(program=ENDLESS) as server:
         server.wait_until("/", 200)
         assert server.stop() == 0
         assert "is ready" not in server.log
+        assert "Traceback" not in server.log
 
 
 def test_sigterm_while_importing() -> None:
     process = subprocess.Popen(command(), stderr=subprocess.PIPE, env=environment())
-    time.sleep(0.7)
+    wait_for(lambda: catches(process.pid, signal.SIGTERM))
     process.terminate()
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"Traceback" not in errors
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    ]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
@@ -75,17 +87,19 @@ def test_signals_end_it(number: signal.Signals) -> None:
         assert "Traceback" not in server.log
 
 
-def test_weights_that_break_after_the_start_was_checked(slow_to_load: Path) -> None:
-    """Cut off while it loads: one line, exit code 1, and never ready."""
-    folder = slow_to_load.parent / "cut"
-    folder.mkdir()
-    size = write_sparse_snapshot(folder, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
-    with RunningServer("--model", str(folder), "--precision", "native") as server:
+def test_weights_that_break_after_the_start_was_checked(tmp_path: Path) -> None:
+    """Cut off before it loads: one line, exit code 1, and never ready."""
+    size = write_sparse_snapshot(tmp_path, "F32", n_embd=256, n_layer=2, n_head=2, vocab_size=2048)
+    release = tmp_path / "release"
+    model = ("--model", str(tmp_path), "--precision", "native")
+    with RunningServer(*model, program=HELD, RELEASE=str(release)) as server:
         server.wait_until("/", 200)
-        with (folder / "model.safetensors").open("r+b") as file:
+        with (tmp_path / "model.safetensors").open("r+b") as file:
             file.truncate(size // 2)
+        release.touch()
         assert server.process.wait(60) == 1
         assert "cannot be read" in server.log.splitlines()[-1]
+        assert "is ready" not in server.log
         assert "Traceback" not in server.log
 
 
@@ -104,7 +118,6 @@ def test_probes_are_answered_while_it_generates(server: RunningServer) -> None:
     while not done.is_set():
         assert server.client.get("/v2/health/ready").status_code == 200
         probes += 1
-        time.sleep(0.01)
     thread.join()
     # A probe that had to wait for the generation would have been the only one.
     assert probes > 20

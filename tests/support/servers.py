@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +18,56 @@ import httpx
 
 NAME = "eleutherai-gpt-j-6b"
 
+READY_PATHS = (f"/v1/models/{NAME}", f"/v2/models/{NAME}/ready", "/v2/health/ready")
+LIVE_PATHS = ("/", "/v2/health/live")
+
+#: How long the tests' ``hasty`` server gives a request to arrive.
+HASTY_SECONDS = 1
+
+#: A server that loads only once a file appears, whose path is in the environment.
+HELD = """
+import os, time
+from gptj_predictor.launch import LaunchPlan
+
+start = LaunchPlan.start_engine
+
+def held(plan):
+    while not os.path.exists(os.environ["RELEASE"]):
+        time.sleep(0.01)
+    return start(plan)
+
+LaunchPlan.start_engine = held
+from gptj_predictor.__main__ import main
+main()
+"""
+
+#: A server that never gets done with loading, in torch.
+ENDLESS = """
+import torch
+from gptj_predictor.launch import LaunchPlan
+
+def endless(plan):
+    while True:
+        torch.ones(1000, 1000) @ torch.ones(1000, 1000)
+
+LaunchPlan.start_engine = endless
+from gptj_predictor.__main__ import main
+main()
+"""
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
+    """Wait until something is so.
+
+    Raises:
+        TimeoutError: it was not in ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.01)
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -24,8 +75,10 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def command(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "gptj_predictor", "serve", *flags]
+def command(*flags: str, program: str | None = None) -> list[str]:
+    """``gptj-predictor serve``, or a program that starts it otherwise."""
+    start = ["-m", "gptj_predictor"] if program is None else ["-c", program]
+    return [sys.executable, *start, "serve", *flags]
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -38,14 +91,20 @@ def environment(**extra: str) -> dict[str, str]:
 class RunningServer:
     """``gptj-predictor serve`` with the given flags; ended with SIGTERM."""
 
-    def __init__(self, *flags: str, grpc: bool = False, **extra_environment: str) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        grpc: bool = False,
+        program: str | None = None,
+        **extra_environment: str,
+    ) -> None:
         self.port = free_port()
         self.grpc_port = free_port()
         self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115
         ports = ["--http_port", str(self.port), "--grpc_port", str(self.grpc_port)]
         with Path(self._log.name).open("w") as log:
             self.process = subprocess.Popen(
-                command("--enable_grpc", str(grpc).lower(), *flags, *ports),
+                command("--enable_grpc", str(grpc).lower(), *flags, *ports, program=program),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment(**extra_environment),
@@ -86,16 +145,18 @@ class RunningServer:
 
     def wait_until(self, path: str, status: int, timeout: float = 120) -> None:
         """Wait for an answer with a status."""
-        deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline:
+
+        def answers() -> bool:
             assert self.process.poll() is None, self.log
             try:
-                if self.client.get(path).status_code == status:
-                    return
+                return self.client.get(path).status_code == status
             except httpx.TransportError:
-                pass
-            time.sleep(0.05)
-        raise TimeoutError(f"{path} did not answer {status}: {self.log}")
+                return False
+
+        try:
+            wait_for(answers, timeout)
+        except TimeoutError:
+            raise TimeoutError(f"{path} did not answer {status}: {self.log}") from None
 
     def wait_until_ready(self) -> None:
         self.wait_until(f"/v1/models/{NAME}", 200)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -52,16 +51,6 @@ def print_comparison(before: Path, after: Path, threshold: float) -> None:
         print(line)
     if comparison.slower is not None:
         raise BenchmarkError(comparison.slower)
-
-
-def run_report(flags: argparse.Namespace) -> None:
-    """``benchmark report``; see :func:`rewrite_report`."""
-    rewrite_report(flags.results, flags.reference)
-
-
-def run_compare(flags: argparse.Namespace) -> None:
-    """``benchmark compare``; see :func:`print_comparison`."""
-    print_comparison(flags.before, flags.after, flags.threshold)
 
 
 def check_reference(reference: str) -> None:

@@ -12,11 +12,7 @@ from torch import nn
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import Placement
-
-#: Share of a GPU's free memory that weights may fill; the rest is for the KV cache and activations.
-GPU_WEIGHT_SHARE = 0.85
-#: The same for host memory, of which a server needs little else.
-CPU_WEIGHT_SHARE = 0.9
+from gptj_predictor.settings import CPU_WEIGHT_SHARE, GPU_WEIGHT_SHARE
 
 
 class DeviceError(ValueError):

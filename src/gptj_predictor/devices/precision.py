@@ -6,10 +6,11 @@ be tested on a machine that has none of the devices.
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import torch
+
+from gptj_predictor.settings import Precision
 
 #: First compute capability with bfloat16 tensor cores (Ampere), CUDA C++ programming guide, table
 #: "Feature support per compute capability".
@@ -18,15 +19,6 @@ BFLOAT16_CAPABILITY = (8, 0)
 FP16_CAPABILITY = (7, 0)
 #: Any one of these CPU features multiplies bfloat16 without a detour through fp32.
 BFLOAT16_CPU_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-
-
-class Precision(enum.StrEnum):
-    """What a user may ask for with ``--precision``."""
-
-    AUTO = "auto"
-    NATIVE = "native"
-    FP16 = "fp16"
-    BFLOAT16 = "bfloat16"
 
 
 #: The dtypes of those precisions that name one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import signal
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from gptj_predictor.common.progress import readable
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.pull.prune import prune
 from gptj_predictor.pull.pull import PullRequest, pull
 from gptj_predictor.snapshot.errors import SnapshotError
@@ -20,21 +18,15 @@ from gptj_predictor.snapshot.manifest import MANIFEST_FILE
 from gptj_predictor.snapshot.verify import verify
 
 
-def run_pull(flags: argparse.Namespace) -> None:
-    """Pull, and print the folder."""
+def run_pull(request: PullRequest) -> None:
+    """Pull, and print the folder.
+
+    Raises:
+        SnapshotError: it cannot be pulled.
+        SystemExit: SIGTERM ended it.
+    """
     # Kubernetes ends a Job's pod with SIGTERM: let the lease go, and do not look successful.
     signal.signal(signal.SIGTERM, _stop)
-    request = PullRequest(
-        model_id=flags.model_id,
-        revision=flags.revision,
-        precision=Precision(flags.precision),
-        cache=flags.dest,
-        offline=flags.offline,
-        keep_source=flags.keep_source,
-        verify=flags.verify,
-        retries=flags.retries,
-        tag=flags.tag,
-    )
     # The client's own warnings repeat what the progress lines say, in several lines each.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     print(pull(request))
@@ -44,15 +36,15 @@ def _stop(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def run_info(flags: argparse.Namespace) -> None:
+def run_info(folder: Path, *, as_json: bool) -> None:
     """Print what is there.
 
     Raises:
         SnapshotError: something that can be served is damaged, or nothing can be served; what is
             there was printed all the same.
     """
-    roots = describe_folder(flags.folder)
-    if flags.json:
+    roots = describe_folder(folder)
+    if as_json:
         print(json.dumps([asdict(root) for root in roots], indent=2))
     else:
         for root in roots:
@@ -86,15 +78,15 @@ def _describe(version: VersionInfo) -> str:
     )
 
 
-def run_verify(flags: argparse.Namespace) -> None:
+def run_verify(folder: Path) -> None:
     """Read everything and compare it with the manifests.
 
     Raises:
         SnapshotError: something that can be served is damaged, with the command that mends it.
     """
-    named = (flags.folder / MANIFEST_FILE).exists()
+    named = (folder / MANIFEST_FILE).exists()
     remedy = None
-    for verdict in verify(flags.folder):
+    for verdict in verify(folder):
         for line in verdict.damage or [f"{verdict.path}: whole"]:
             print(line)
         if verdict.damage and verdict.superseded and not named:
@@ -105,13 +97,13 @@ def run_verify(flags: argparse.Namespace) -> None:
         raise SnapshotError(f"damaged; {remedy}")
 
 
-def run_prune(flags: argparse.Namespace) -> None:
+def run_prune(folder: Path) -> None:
     """Remove old versions and unfinished work, and print what went.
 
     Raises:
         SnapshotError: it may not be removed.
     """
-    for pruned in prune(flags.folder):
+    for pruned in prune(folder):
         if pruned.kept is not None:
             print(f"{pruned.path}: kept, {pruned.kept}")
         elif pruned.unfinished_bytes:

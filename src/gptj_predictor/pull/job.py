@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from gptj_predictor.common.progress import readable
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.pull.hub import HubFile, Listing
+from gptj_predictor.settings import Precision
 from gptj_predictor.snapshot.advice import prune_command
 from gptj_predictor.snapshot.cache import ModelRoot
 from gptj_predictor.snapshot.errors import SnapshotError

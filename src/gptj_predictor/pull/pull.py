@@ -20,7 +20,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from gptj_predictor.common.progress import say
-from gptj_predictor.devices.precision import Precision
 from gptj_predictor.pull.build import build
 from gptj_predictor.pull.describe import describe, is_described
 from gptj_predictor.pull.fetch import fetch_all
@@ -34,7 +33,7 @@ from gptj_predictor.pull.publish import (
     set_tag,
 )
 from gptj_predictor.pull.resolve import make_plan, resolve
-from gptj_predictor.settings import wire_name
+from gptj_predictor.settings import Precision, wire_name
 from gptj_predictor.snapshot.cache import ModelRoot
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.manifest import Manifest

@@ -11,13 +11,13 @@ from transformers import GPTJConfig
 
 from gptj_predictor.devices.precision import (
     DTYPES,
-    Precision,
     choose_precision,
     describe_device,
 )
 from gptj_predictor.pull.fetch import fetch
 from gptj_predictor.pull.hub import HubFile, Listing, list_files
 from gptj_predictor.pull.job import LISTING_FILE, Job, Plan
+from gptj_predictor.settings import Precision
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import INDEX_FILE, SINGLE_FILE, read_config
 from gptj_predictor.snapshot.load import expected_shapes

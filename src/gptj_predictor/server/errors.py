@@ -16,9 +16,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from gptj_predictor.engine.request import EngineDeadError
-from gptj_predictor.server.guard import refusal_reason
+from gptj_predictor.server.middleware import refusal_reason
 
-#: What a client is told to wait before it asks again, in seconds.
+#: Seconds that a client is told to wait before it asks again.
 RETRY_AFTER_SECONDS = 5
 
 _STATUS = {
@@ -73,7 +73,7 @@ async def _answer_engine_dead(request: Request, error: Exception) -> JSONRespons
 
 
 async def _pass_on(request: Request, error: Exception) -> JSONResponse:
-    raise error  # there is nobody left to answer; the guard notes it
+    raise error  # there is nobody left to answer; RequestLog notes it
 
 
 async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:

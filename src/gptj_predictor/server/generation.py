@@ -12,7 +12,7 @@ from kserve.errors import InvalidInput
 from gptj_predictor.engine.engine import Engine, Handle
 from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
 from gptj_predictor.sampling.params import SamplingParams
-from gptj_predictor.settings import GenerationParameters
+from gptj_predictor.settings import GenerationParameters, LengthError
 from gptj_predictor.tokenizer import Detokenizer, Tokenizer
 
 
@@ -22,13 +22,12 @@ class GenerationRequest:
 
     Attributes:
         prompts: One text per instance.
-        parameters: What the client said over the server's defaults.
-        said: The names of the parameters that the client said, as opposed to the defaults.
+        parameters: What the client gave, over the server's defaults; ``model_fields_set`` has the
+            names of those that the client gave.
     """
 
     prompts: tuple[str, ...]
     parameters: GenerationParameters
-    said: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class TextGenerator:
         self._tokenizer = tokenizer
 
     async def tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
-        """Tokenize all prompts and settle their lengths, beside the event loop.
+        """Tokenize all prompts and decide their lengths, in a thread beside the event loop.
 
         Raises:
             InvalidInput: a prompt is too long for its ``max_length``, or lengths contradict.
@@ -61,16 +60,21 @@ class TextGenerator:
 
     def _tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
         parameters = request.parameters
+        lengths, context = parameters.lengths, self.engine.info().max_context
         tokenized = []
         for number, text in enumerate(request.prompts):
             token_ids = self._tokenizer.encode(text) or [self._begin_of_text()]
-            shortest, longest = self._lengths(request, number, len(token_ids))
-            # Each prompt its own: from one seed, like prompts would be continued alike.
+            try:
+                totals = lengths.totals(len(token_ids), context, f"instances[{number}]")
+            except LengthError as error:
+                field = f"parameters.{error.parameter}: " if error.parameter else ""
+                raise InvalidInput(f"{field}{error}") from None
+            # Without a seed every prompt draws its own, or equal prompts would get equal texts.
             seed = parameters.seed if parameters.seed is not None else secrets.randbits(63)
             params = tuple(
                 SamplingParams(
-                    min_length=shortest,
-                    max_length=longest,
+                    min_length=totals.minimum,
+                    max_length=totals.maximum,
                     temperature=parameters.temperature if parameters.do_sample else 0.0,
                     top_k=parameters.top_k,
                     top_p=parameters.top_p,
@@ -87,37 +91,6 @@ class TextGenerator:
         if token_id is None:
             raise InvalidInput("instances: an empty prompt; this model has no begin-of-text token")
         return token_id
-
-    def _lengths(self, request: GenerationRequest, number: int, prompt: int) -> tuple[int, int]:
-        """The least and the greatest total length of one instance's sequences."""
-        parameters, context = request.parameters, self.engine.info().max_context
-        where = f"instances[{number}]"
-        if parameters.max_new_tokens is not None:
-            longest_name, longest = "max_new_tokens", prompt + parameters.max_new_tokens
-            if longest > context:
-                raise InvalidInput(
-                    f"{where} has {prompt} tokens; with max_new_tokens "
-                    f"{parameters.max_new_tokens} that is {longest}, and the context is {context}"
-                )
-        else:
-            longest_name, longest = "max_length", parameters.max_length
-            if prompt >= longest:
-                raise InvalidInput(
-                    f"{where} has {prompt} tokens and max_length is {longest}, prompt included; "
-                    f"shorten the prompt or raise max_length (at most {context})"
-                )
-        if parameters.min_new_tokens is not None:
-            shortest_name, shortest = "min_new_tokens", prompt + parameters.min_new_tokens
-        else:
-            shortest_name, shortest = "min_length", parameters.min_length
-        if shortest > longest:
-            if shortest_name in request.said:
-                raise InvalidInput(
-                    f"parameters.{shortest_name}: {where} would need at least {shortest} tokens "
-                    f"and {longest_name} allows {longest}, prompt included"
-                )
-            shortest = longest  # a default gives way
-        return shortest, longest
 
     async def generate(
         self, prompts: Sequence[TokenizedPrompt], parameters: GenerationParameters
@@ -161,10 +134,10 @@ class TextGenerator:
 
 
 class _TextStream:
-    """One sequence's events, brought from the engine's thread to the event loop as text.
+    """One sequence's events, carried from the engine's thread to the event loop, as text.
 
-    The loop shares a processor with the engine's thread, so it is woken only for what may end the
-    text: for every token if there are stop strings, else for the last one.
+    Waking the loop takes processor time from the engine's thread. So the loop is woken only when
+    the text may end: at every token if there are stop strings, else at the last one.
     """
 
     def __init__(self, detokenizer: Detokenizer, *, may_stop: bool) -> None:

@@ -10,7 +10,7 @@ from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptj_predictor.server.generation import GenerationRequest
-from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.settings import GenerationParameters, Limits, OrderError
 
 #: How much of a bad value an error repeats.
 SHOWN_CHARACTERS = 60
@@ -25,13 +25,6 @@ class V1Request(BaseModel):
     parameters: GenerationParameters = Field(
         GenerationParameters(), description="Names in any letter case."
     )
-
-    @classmethod
-    def openapi_schema(cls) -> dict[str, Any]:
-        """The JSON schema, in one piece: OpenAPI resolves references elsewhere."""
-        schema = cls.model_json_schema()
-        schema["properties"]["parameters"] = schema.pop("$defs")["GenerationParameters"]
-        return schema
 
 
 class GeneratedText(BaseModel):
@@ -52,11 +45,30 @@ class ErrorResponse(BaseModel):
     error: str
 
 
+def openapi_schema(limits: Limits) -> dict[str, Any]:
+    """The request's JSON schema, with what this model and server allow.
+
+    It is in one piece, as OpenAPI looks for references in another place.
+    """
+    schema = V1Request.model_json_schema()
+    parameters = schema.pop("$defs")["GenerationParameters"]
+    for name, allowed in limits.allowed().items():
+        parameters["properties"][name]["description"] += f" Allowed: {allowed}."
+    schema["properties"]["parameters"] = parameters
+    schema["properties"]["instances"]["maxItems"] = limits.max_instances
+    return schema
+
+
 def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -> GenerationRequest:
     """Read a body, whatever its Content-Type says.
 
+    Args:
+        body: JSON in UTF-8.
+        defaults: Used where the request says nothing.
+        limits: What the model and the server allow.
+
     Raises:
-        InvalidInput: the field, its value and what is allowed.
+        InvalidInput: naming the field, its value and what is allowed.
     """
     raw = _parse_json(body)
     if not isinstance(raw, dict):
@@ -76,9 +88,11 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
         value = getattr(request.parameters, exceeded)
         raise InvalidInput(_not_allowed(exceeded, value, limits))
     parameters = request.parameters.over(defaults)
-    said = frozenset(request.parameters.model_fields_set)
-    _check_order(parameters, said)
-    return GenerationRequest(tuple(request.instances), parameters, said)
+    try:
+        parameters.lengths.check_order()
+    except OrderError as error:
+        raise InvalidInput(f"parameters.{error.parameter}: {error}") from None
+    return GenerationRequest(tuple(request.instances), parameters)
 
 
 def format_response(texts: list[list[str]]) -> dict[str, Any]:
@@ -137,15 +151,6 @@ def _unknown_name(location: tuple[int | str, ...], known: list[str]) -> str:
 
 def _not_allowed(name: str, value: object, limits: Limits) -> str:
     return f"parameters.{name}: {_shown(value)} is not allowed; use {limits.allowed()[name]}"
-
-
-def _check_order(parameters: GenerationParameters, said: frozenset[str]) -> None:
-    """Refuse a least length above a greatest one where no prompt is needed to see it."""
-    for least, greatest in (("min_length", "max_length"), ("min_new_tokens", "max_new_tokens")):
-        low, high = getattr(parameters, least), getattr(parameters, greatest)
-        if least in said and low is not None and high is not None and low > high:
-            origin = "" if greatest in said else " (the server's default)"
-            raise InvalidInput(f"parameters.{least}: {low} is above {greatest} {high}{origin}")
 
 
 def _shown(value: object) -> str:

@@ -1,0 +1,55 @@
+"""The ``gptj-predictor`` command: flags become settings, settings become one call.
+
+Every command is one function in its module. It imports what it needs when it runs: torch and kserve
+take seconds, and ``--help`` need not wait for them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from gptj_predictor import __version__
+from gptj_predictor.cli.benchmark import add_benchmark
+from gptj_predictor.cli.errors import SettingsError, StartError
+from gptj_predictor.cli.flags import OneLineParser
+from gptj_predictor.cli.serve import add_serve
+from gptj_predictor.cli.snapshot import add_snapshot
+
+__all__ = ["SettingsError", "StartError", "build_parser", "main"]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    flags = build_parser(arguments).parse_args(arguments)
+    try:
+        flags.run(flags, os.environ)
+    except SettingsError as error:
+        return _complain(error, 2)
+    except StartError as error:
+        return _complain(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def build_parser(arguments: Sequence[str] = ("serve",)) -> argparse.ArgumentParser:
+    """The command line, complete for the command that ``arguments`` begin with."""
+    parser = OneLineParser(
+        prog="gptj-predictor", description="Serve GPT-J behind KServe's V1 protocol."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_serve(commands, arguments)
+    add_snapshot(commands)
+    add_benchmark(commands, arguments)
+    return parser
+
+
+def _complain(error: Exception, code: int) -> int:
+    text = " ".join(str(error).split())
+    print(f"gptj-predictor: {text}", file=sys.stderr)
+    return code

@@ -1,0 +1,144 @@
+"""``gptj-predictor serve``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+from gptj_predictor.cli.errors import SettingsError, one_line_errors
+from gptj_predictor.cli.flags import (
+    ENVIRONMENT_PREFIX,
+    Commands,
+    OneLineParser,
+    add_flags,
+    read_given,
+    validated,
+)
+from gptj_predictor.cli.model import find_model
+from gptj_predictor.settings import (
+    GenerationParameters,
+    Limits,
+    OrderError,
+    ServerSettings,
+    wire_name,
+)
+
+#: Every setting that a flag or a variable of ``serve`` may have.
+SERVE_SETTINGS = (
+    *ServerSettings.model_fields,
+    *GenerationParameters.model_fields,
+    "model_name",
+)
+
+
+def add_serve(commands: Commands[OneLineParser], arguments: Sequence[str]) -> None:
+    """Add the command; with kserve's flags, which take a second to import, only if it is meant."""
+    parents: list[OneLineParser] = []
+    if "serve" in arguments[:1]:
+        from gptj_predictor.server.kserve_flags import kserve_parser
+
+        # argparse wants a parent of the same class; it only copies its flags.
+        parents.append(cast("OneLineParser", kserve_parser()))
+    parser = commands.add_parser(
+        "serve",
+        help="serve a snapshot over HTTP",
+        description="Serve a GPT-J snapshot. A flag wins over its environment variable, which "
+        f"wins over the default. The variable of --flag is {ENVIRONMENT_PREFIX}FLAG.",
+        parents=parents,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_flags(parser.add_argument_group("GPT-J predictor"), ServerSettings)
+    add_flags(
+        parser.add_argument_group("generation defaults", "Used where a request says nothing."),
+        GenerationParameters,
+    )
+    # kserve names every model "model"; ours has a better name if none is given.
+    parser.set_defaults(run=serve, model_name=None)
+
+
+def read_settings(
+    flags: argparse.Namespace, environment: Mapping[str, str]
+) -> tuple[ServerSettings, GenerationParameters, str | None]:
+    """Settings from flags and environment.
+
+    Returns:
+        The server's settings, the generation defaults, and ``--model_name`` if it was given.
+
+    Raises:
+        SettingsError: a value is not allowed, contradicts another, or a variable is unknown.
+    """
+    given = read_given(flags, environment, SERVE_SETTINGS)
+    settings = validated(ServerSettings, given)
+    defaults = validated(GenerationParameters, given)
+    try:
+        defaults.lengths.check_order()
+    except OrderError as error:
+        raise SettingsError(
+            f"--{error.parameter} {error.minimum} is above --{error.maximum_name} {error.maximum}"
+        ) from error
+    if flags.workers != 1:
+        raise SettingsError(
+            f"--workers {flags.workers}: one process serves the model; use replicas for more"
+        )
+    model_name = given.get("model_name")
+    return settings, defaults, None if model_name is None else str(model_name)
+
+
+def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
+    """Serve until a signal.
+
+    What can be wrong with the settings or the snapshot's headers is found before a port is bound;
+    the weights are loaded while the server already answers its probes.
+
+    Raises:
+        SettingsError: exit code 2.
+        StartError: exit code 1.
+    """
+    settings, defaults, name = read_settings(flags, environment)
+    from gptj_predictor.server.kserve_flags import use_flags
+
+    use_flags(flags)
+    # Find the snapshot before the long imports: it may take a pull's time to appear.
+    with one_line_errors():
+        folder = find_model(settings)
+    from gptj_predictor.launch import LaunchPlan
+    from gptj_predictor.server.generation import TextGenerator
+    from gptj_predictor.server.predictor import GPTJPredictor
+    from gptj_predictor.server.process import PredictorServer
+
+    with one_line_errors():
+        plan = LaunchPlan.prepare(folder, settings)
+        limits = Limits(
+            context=plan.folder.config.n_positions,
+            vocabulary=plan.folder.config.vocab_size,
+            max_instances=settings.max_instances,
+            max_body_bytes=settings.max_body_bytes,
+        )
+        predictor = GPTJPredictor(
+            name or wire_name(settings.model_id),
+            defaults=fit_defaults(defaults, limits),
+            limits=limits,
+            load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
+        )
+        server = PredictorServer(
+            predictor, flags, receive_timeout_seconds=settings.receive_timeout_seconds
+        )
+        server.run()
+
+
+def fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:
+    """The generation defaults within the model's limits.
+
+    Raises:
+        SettingsError: a default that was set is beyond them.
+    """
+    fitted = limits.shrink_defaults(defaults)
+    exceeded = limits.exceeded_by(fitted)
+    if exceeded is not None:
+        raise SettingsError(
+            f"--{exceeded} {getattr(fitted, exceeded)} is not allowed with this model; "
+            f"use {limits.allowed()[exceeded]}"
+        )
+    return fitted

@@ -1,0 +1,39 @@
+"""kserve's own flags: it parses the command line when it is imported.
+
+kserve's parser would end the process over our commands and flags, and its errors repeat the whole
+usage. So it is imported here first, with no command line to see, and gets its flags afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+_arguments, sys.argv = sys.argv, sys.argv[:1]
+try:
+    from kserve import logging as kserve_logging
+    from kserve import model_server
+finally:
+    sys.argv = _arguments
+
+logger = logging.getLogger("gptj_predictor")
+
+
+def kserve_parser() -> argparse.ArgumentParser:
+    """The parser of kserve's flags, as a parent for ours."""
+    parser: argparse.ArgumentParser = model_server.parser
+    return parser
+
+
+def use_flags(flags: argparse.Namespace) -> None:
+    """Give kserve its flags, and set up its log and ours as they say."""
+    model_server.args = flags  # what it would have parsed itself
+    if not flags.configure_logging:
+        return
+    kserve_logging.configure_logging(flags.log_config_file)
+    if not logger.handlers:  # a log_config_file may have given us our own
+        for handler in kserve_logging.logger.handlers:
+            logger.addHandler(handler)
+        logger.setLevel(kserve_logging.logger.level)
+        logger.propagate = False

@@ -1,0 +1,214 @@
+"""What wraps every HTTP request: its id, its line in the log, its limits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+logger = logging.getLogger(__name__)
+
+#: A caller's request id is repeated to it and to the log, so it must be harmless in both.
+REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+#: Probes and scrapes come every few seconds; they are logged only on a failure.
+QUIET_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+")
+
+_REASON = "gptj_predictor.reason"
+
+
+def request_middleware(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
+    """Wrap an application: the id outermost, then the log line, then the limits."""
+    return RequestId(RequestLog(BodyLimit(app, max_body_bytes)))
+
+
+def refusal_reason(scope: Scope, reason: str) -> None:
+    """Leave the reason of an error response for the request's log line."""
+    scope[_REASON] = reason
+
+
+class RequestId:
+    """Gives every response an ``x-request-id``: the caller's if it is harmless, else a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; see ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = _header(scope, b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                _set_request_id(message, request_id)
+            await send(message)
+
+        # What logs or measures further in takes the id from the request's headers.
+        _set_request_id(scope, request_id)
+        await self._app(scope, receive, send_with_id)
+
+
+class RequestLog:
+    """Logs every request in one line, with the reason if it was refused.
+
+    An error inside the server is logged with its traceback here and nowhere else.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; see ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        except ClientDisconnect:
+            status = 499
+        except Exception:
+            logger.exception("request %s failed", _request_id(scope))
+        finally:
+            _log(scope, status, time.perf_counter() - started)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    path = scope["path"]
+    quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
+    level = logging.DEBUG if quiet else logging.INFO if status < 400 else logging.WARNING
+    reason = scope.get(_REASON)
+    logger.log(
+        level,
+        "%s %r %d %.1f ms id=%s%s",
+        scope["method"],
+        path[:200],
+        status,
+        seconds * 1000,
+        _request_id(scope),
+        f" error={reason!r}" if reason else "",
+    )
+
+
+class BodyLimit:
+    """Refuses a body that is too large, with 413 while it arrives, or encoded, with 415."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app = app
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; see ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received = 0
+        checked = False
+
+        # Raised where the application reads the body, so that its error handlers answer.
+        async def limited_receive() -> Message:
+            nonlocal received, checked
+            if not checked:
+                self._check_headers(scope)
+                checked = True
+            message = await receive()
+            received += len(message.get("body", b""))
+            self._check_size(received)
+            return message
+
+        await self._app(scope, limited_receive, send)
+
+    def _check_headers(self, scope: Scope) -> None:
+        encoding = _header(scope, b"content-encoding", b"identity").decode("latin-1")
+        if encoding.strip().lower() not in ("identity", ""):
+            raise HTTPException(
+                415, f"Content-Encoding: {encoding[:60]} is not supported; send plain JSON"
+            )
+        length = _header(scope, b"content-length", b"0")
+        if length.isdigit():
+            self._check_size(int(length))
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_body_bytes:
+            raise HTTPException(413, f"the body is over the limit of {self._max_body_bytes} bytes")
+
+
+def _header(scope: Scope, name: bytes, default: bytes) -> bytes:
+    """The last header of a name, which is in lower case."""
+    values = [value for key, value in scope["headers"] if key.lower() == name]
+    return values[-1] if values else default
+
+
+def _request_id(scope: Scope) -> str:
+    return _header(scope, b"x-request-id", b"").decode()
+
+
+def _set_request_id(target: Scope | Message, request_id: str) -> None:
+    """Make it the only one in a request's scope or a response's first message."""
+    others = [item for item in target.get("headers", []) if item[0].lower() != b"x-request-id"]
+    target["headers"] = [*others, (b"x-request-id", request_id.encode())]
+
+
+def receive_deadline(seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's HTTP protocol, closing a connection whose request does not arrive in time.
+
+    uvicorn limits only the pause between requests; a client that sends its headers or its body a
+    byte at a time would hold a connection for ever.
+    """
+
+    class DeadlineProtocol(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.access_log = False  # RequestLog logs, with the reason and the request id
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._start_deadline()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_deadline()
+            super().connection_lost(exc)
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._start_deadline()
+
+        def on_message_complete(self) -> None:
+            self._stop_deadline()
+            super().on_message_complete()
+
+        def _start_deadline(self) -> None:
+            self._stop_deadline()
+            self._deadline = self.loop.call_later(seconds, self._close)
+
+        def _stop_deadline(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _close(self) -> None:
+            logger.warning("a request did not arrive within %g s; connection closed", seconds)
+            self.transport.close()
+
+    return DeadlineProtocol

@@ -1,0 +1,1 @@
+"""Wire formats: from a request's body to a ``GenerationRequest``, from texts to a body."""

@@ -1,0 +1,1 @@
+"""The HTTP routes: which call goes where."""

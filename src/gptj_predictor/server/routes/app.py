@@ -1,0 +1,43 @@
+"""The HTTP application: all routes, and an answer to every error."""
+
+from __future__ import annotations
+
+import fastapi
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+from kserve.protocol.rest.server import metrics_handler
+
+from gptj_predictor import __version__
+from gptj_predictor.server.errors import add_error_handlers
+from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.routes.v1 import v1_routes
+from gptj_predictor.server.routes.v2 import v2_routes
+
+
+def create_app(
+    dataplane: DataPlane,
+    repository: ModelRepositoryExtension,
+    predictor: GPTJPredictor,
+    *,
+    docs: bool,
+) -> fastapi.FastAPI:
+    """The application, without what wraps it (see ``middleware``).
+
+    Args:
+        dataplane: Answers what kserve's own routes ask.
+        repository: Answers load and unload calls.
+        predictor: The one model.
+        docs: Whether ``/docs`` shows the OpenAPI document.
+    """
+    app = fastapi.FastAPI(
+        title="gptj-predictor",
+        version=__version__,
+        docs_url="/docs" if docs else None,
+        redoc_url=None,
+    )
+    app.add_api_route("/", dataplane.live, methods=["GET"])
+    app.add_api_route("/metrics", metrics_handler, methods=["GET"])
+    app.include_router(v1_routes(dataplane, predictor))
+    app.include_router(v2_routes(dataplane, repository))
+    add_error_handlers(app)
+    return app

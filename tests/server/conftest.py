@@ -1,0 +1,43 @@
+"""Servers and models that only these tests need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.exact import Exact
+from tests.support.servers import HASTY_SECONDS, RunningServer
+from tests.support.sparse import write_sparse_snapshot
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[RunningServer]:
+    """Closes a connection whose request does not arrive in a second; idle ones stay open."""
+    flags = ("--receive_timeout_seconds", str(HASTY_SECONDS), "--timeout-keep-alive", "600")
+    with RunningServer(*flags) as running:
+        running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Exact:
+    """The demo in fp32, in transformers."""
+    return Exact(tmp_path_factory.mktemp("exact"))
+
+
+@pytest.fixture(scope="module")
+def native(exact: Exact) -> Iterator[RunningServer]:
+    """The same, served."""
+    with RunningServer("--model", str(exact.folder), "--precision", "native") as running:
+        running.wait_until_ready()
+        assert "in float32 (the checkpoint's own)" in running.log
+        yield running
+
+
+@pytest.fixture
+def large_snapshot(tmp_path: Path) -> Path:
+    """Weights of 1.2 GB that take no disk."""
+    write_sparse_snapshot(tmp_path, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
+    return tmp_path
