@@ -45,8 +45,9 @@ bench: $(VENV)/.dev ## Run a tiny benchmark of the demo; the report comes to ben
 	$(BIN)/gptj-predictor benchmark --output benchmark-results \
 	  --batch_size 2 --min_tokens 128 --max_tokens 256 --rounds 1
 
-docs: $(VENV)/.dev ## Build the documentation site in site/
-	$(BIN)/mkdocs build --strict
+docs: $(VENV)/.dev ## Write the docs' tables that are made from settings, and build the site in site/
+	$(BIN)/python tools/docs_tables.py
+	$(BIN)/zensical build --clean --strict
 
 image: ## Build the container image with docker, podman or buildah (IMAGE=...)
 	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed"; exit 1; }

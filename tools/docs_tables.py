@@ -90,9 +90,7 @@ def flag_table(settings: type[BaseModel], *, variables: bool = False) -> str:
         settings: The class.
         variables: Whether they have environment variables.
     """
-    heads = ["Flag", "Type", "Default", "Meaning"]
-    if variables:
-        heads.insert(3, "Environment variable")
+    heads = ["Flag, variable" if variables else "Flag", "Type", "Default", "Meaning"]
     rows = []
     for name, field in settings.model_fields.items():
         default = default_in_words(field)
@@ -103,7 +101,7 @@ def flag_table(settings: type[BaseModel], *, variables: bool = False) -> str:
             f"{field.description}",
         ]
         if variables:
-            row.insert(3, f"`{ENVIRONMENT_PREFIX}{name.upper()}`")
+            row[0] += f"<br>`{ENVIRONMENT_PREFIX}{name.upper()}`"
         rows.append(row)
     return table(heads, rows)
 
