@@ -191,7 +191,11 @@ def test_pull_settings() -> None:
         ["--version"],
         ["snapshot", "pull", "--help"],
         ["snapshot", "pull", "--retries", "x"],
+        ["snapshot", "info", "/none"],
+        ["snapshot", "verify", "/none"],
+        ["snapshot", "prune", "/none"],
         ["benchmark", "--help"],
+        ["benchmark", "compare", "/none", "/none"],
         ["benchmark", "--rounds", "0"],
     ],
 )

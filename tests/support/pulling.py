@@ -122,7 +122,7 @@ import json, os, signal, sys
 import huggingface_hub.constants
 from gptj_predictor import cli
 from gptj_predictor.pull import convert
-from gptj_predictor.pull import commands
+from gptj_predictor.pull import pull
 
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 64 * 1024  # so that small files have moments too
 convert.SHARD_BYTES = 2**20

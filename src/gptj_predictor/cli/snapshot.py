@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -73,25 +76,32 @@ def pull(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     Raises:
         SettingsError: exit code 2.
         StartError: exit code 1.
+        SystemExit: SIGTERM ended it.
     """
     settings = validated(PullSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull.commands import run_pull
-        from gptj_predictor.pull.pull import PullRequest
+        from gptj_predictor.pull import pull as pulling
 
-        run_pull(
-            PullRequest(
-                model_id=settings.model_id,
-                revision=settings.revision,
-                precision=settings.precision,
-                cache=settings.dest,
-                offline=settings.offline,
-                keep_source=settings.keep_source,
-                verify=settings.verify,
-                retries=settings.retries,
-                tag=settings.tag,
-            )
+        # Kubernetes ends a Job's pod with SIGTERM: let the lease go, and do not look successful.
+        signal.signal(signal.SIGTERM, _stop)
+        # The client's own warnings repeat what the progress lines say, in several lines each.
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        request = pulling.PullRequest(
+            model_id=settings.model_id,
+            revision=settings.revision,
+            precision=settings.precision,
+            cache=settings.dest,
+            offline=settings.offline,
+            keep_source=settings.keep_source,
+            verify=settings.verify,
+            retries=settings.retries,
+            tag=settings.tag,
         )
+        print(pulling.pull(request))
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def verify(flags: argparse.Namespace, _: Mapping[str, str]) -> None:

@@ -1,39 +1,17 @@
-"""``gptj-predictor snapshot pull | verify | info | prune``."""
+"""What ``gptj-predictor snapshot verify | info | prune`` print."""
 
 from __future__ import annotations
 
 import json
-import logging
-import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
 from gptj_predictor.common.progress import readable
 from gptj_predictor.pull.prune import prune
-from gptj_predictor.pull.pull import PullRequest, pull
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.info import RootInfo, VersionInfo, describe_folder
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE
 from gptj_predictor.snapshot.verify import verify
-
-
-def run_pull(request: PullRequest) -> None:
-    """Pull, and print the folder.
-
-    Raises:
-        SnapshotError: it cannot be pulled.
-        SystemExit: SIGTERM ended it.
-    """
-    # Kubernetes ends a Job's pod with SIGTERM: let the lease go, and do not look successful.
-    signal.signal(signal.SIGTERM, _stop)
-    # The client's own warnings repeat what the progress lines say, in several lines each.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    print(pull(request))
-
-
-def _stop(number: int, _: object) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def run_info(folder: Path, *, as_json: bool) -> None:
