@@ -112,9 +112,9 @@ def verify(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(SnapshotSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull.commands import run_verify
+        from gptj_predictor.cli.snapshot_output import print_verdicts
 
-        run_verify(settings.folder)
+        print_verdicts(settings.folder)
 
 
 def info(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -125,9 +125,9 @@ def info(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(InfoSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull.commands import run_info
+        from gptj_predictor.cli.snapshot_output import print_info
 
-        run_info(settings.folder, as_json=settings.as_json)
+        print_info(settings.folder, as_json=settings.as_json)
 
 
 def prune(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
@@ -138,9 +138,9 @@ def prune(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
     """
     settings = validated(SnapshotSettings, vars(flags))
     with _one_line_errors():
-        from gptj_predictor.pull.commands import run_prune
+        from gptj_predictor.cli.snapshot_output import prune_and_print
 
-        run_prune(settings.folder)
+        prune_and_print(settings.folder)
 
 
 @contextlib.contextmanager

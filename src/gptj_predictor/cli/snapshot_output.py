@@ -14,7 +14,7 @@ from gptj_predictor.snapshot.manifest import MANIFEST_FILE
 from gptj_predictor.snapshot.verify import verify
 
 
-def run_info(folder: Path, *, as_json: bool) -> None:
+def print_info(folder: Path, *, as_json: bool) -> None:
     """Print what is there.
 
     Raises:
@@ -56,7 +56,7 @@ def _describe(version: VersionInfo) -> str:
     )
 
 
-def run_verify(folder: Path) -> None:
+def print_verdicts(folder: Path) -> None:
     """Read everything and compare it with the manifests.
 
     Raises:
@@ -75,7 +75,7 @@ def run_verify(folder: Path) -> None:
         raise SnapshotError(f"damaged; {remedy}")
 
 
-def run_prune(folder: Path) -> None:
+def prune_and_print(folder: Path) -> None:
     """Remove old versions and unfinished work, and print what went.
 
     Raises:
