@@ -8,13 +8,13 @@ from typing import NoReturn
 
 def main() -> NoReturn:
     """Run the command and end the process with its exit code."""
-    # Imports take seconds, and the kernel drops SIGTERM for a container's first process until it
-    # has a handler. Nothing needs cleaning up before a command installs its own. A server that was
-    # told to stop has done its work; a pull has not.
+    # Imports take seconds. Until a container's first process has a handler for SIGTERM, the kernel
+    # drops the signal. This one ends the process at once: there is nothing to clean up before a
+    # command installs its own. A server that is told to stop has done its work; a pull has not.
     code = 0 if sys.argv[1:2] == ["serve"] else 128 + signal.SIGTERM
     signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
-    # Huge pages for torch's memory on a CPU: weights are read up to 15 percent faster. Read by
-    # torch when it first allocates.
+    # Huge pages for torch's memory on a CPU: weights are read up to 15 percent faster. torch looks
+    # at the variable when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from gptj_predictor.cli import main as run
 
@@ -24,8 +24,8 @@ def main() -> NoReturn:
         code = end.code if isinstance(end.code, int) else 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: the weights may still be loading in a thread, inside torch, which the
-    # interpreter's own way to end would abort the process over.
+    # Not sys.exit: a thread may still be loading weights, inside torch. The interpreter would abort
+    # the process when it ends under such a thread.
     os._exit(code)
 
 

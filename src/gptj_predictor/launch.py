@@ -1,4 +1,4 @@
-"""From settings to a running engine: which devices, which dtype, how much cache."""
+"""From settings to a running engine: which devices, which dtype, how large a KV cache."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Tokenizer:
         return table
 
     def __len__(self) -> int:
-        """One more than the greatest token id."""
+        """One more than the maximum token id."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     @property
@@ -63,7 +63,7 @@ class Tokenizer:
         return self._tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for: none for a special one or one without a text."""
+        """The bytes of a token: none for a special token or an id without a text."""
         if token_id in self._special or token_id >= len(self._bytes):
             return b""
         return self._bytes[token_id]
@@ -72,8 +72,11 @@ class Tokenizer:
 class Detokenizer:
     """One sequence's text, token by token, up to the first stop string.
 
-    A character is given out when its last byte has come; bytes that are not UTF-8 become U+FFFD.
-    Text that could still turn out to be the start of a stop string is held back.
+    A character is returned once its last byte is there. Bytes that are not UTF-8 become U+FFFD.
+    Text that may be the start of a stop string is held back until that is decided.
+
+    Attributes:
+        stopped: Whether a stop string has come; the text is complete then.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
@@ -84,11 +87,11 @@ class Detokenizer:
         self.stopped = False
 
     def add(self, token_id: int) -> str:
-        """Take a token and return the text that is certain by now."""
+        """Take a token and return the text that is certain now."""
         return self._take(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
 
     def finish(self) -> str:
-        """Return the rest: nothing can follow that would change it."""
+        """Return the text that was held back; no token follows."""
         text = self._take(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
         return text + rest
@@ -107,7 +110,7 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of ``text`` begin ``stop``."""
+    """How many characters at the end of ``text`` are the beginning of ``stop``."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -111,7 +111,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 @pytest.fixture
 def request_(tmp_path: Path) -> PullRequest:
-    return PullRequest(MODEL_ID, cache=tmp_path / "cache", retries=2)
+    return PullRequest(MODEL_ID, "main", tmp_path / "cache", retries=2)
 
 
 def stored(version: Path) -> dict[str, torch.Tensor]:

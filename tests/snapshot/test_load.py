@@ -1,13 +1,21 @@
-"""Loading holds the weights once."""
+"""Loading holds the weights once, and leaves nothing else behind."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
+from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.errors import SnapshotError
+from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.load import load_network
 from tests.support.sparse import write_sparse_snapshot
 
 MEASURE = """
@@ -49,3 +57,24 @@ def test_peak_memory_is_the_network_and_three_fused_weights(tmp_path: Path, dtyp
     weights, peak, largest = (int(number) for number in done.stdout.split())
     assert weights > 300e6
     assert weights * 0.9 < peak < weights + 3 * 7 / 4 * largest + 50e6
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_threads_that_start_later_compute_with_as_many_as_before(
+    tmp_path: Path, damaged: bool
+) -> None:
+    """The readers compute with one thread each, whether the load succeeds or not."""
+    write_sparse_snapshot(tmp_path, "F16", n_embd=64, n_layer=1, n_head=1, vocab_size=50)
+    folder = SnapshotFolder.open(tmp_path)
+    if damaged:
+        with (tmp_path / "model.safetensors").open("r+b") as weights:
+            weights.truncate(weights.seek(-1, os.SEEK_END))
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 2)
+    try:
+        with pytest.raises(SnapshotError, match="too early") if damaged else nullcontext():
+            load_network(folder, torch.float32, Placement.on(torch.device("cpu"), 1))
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == before + 2
+    finally:
+        torch.set_num_threads(before)

@@ -33,6 +33,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split(" | ")]
 
 
+@pytest.mark.process
 def test_nothing_is_stale() -> None:
     done = subprocess.run(
         [sys.executable, str(FILE), "--check"],

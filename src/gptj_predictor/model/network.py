@@ -20,6 +20,7 @@ from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
 from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.step_inputs import StepInputs
 
+#: By name, each filled and on its device.
 Weights = Mapping[str, torch.Tensor]
 Norm = Callable[[torch.Tensor], torch.Tensor]
 

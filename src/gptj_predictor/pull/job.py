@@ -41,13 +41,13 @@ class PullRequest:
     """
 
     model_id: str
-    revision: str = "main"
+    revision: str
+    cache: Path
+    retries: int
     precision: Precision = Precision.AUTO
-    cache: Path = Path()
     offline: bool = False
     keep_source: bool = False
     verify: bool = False
-    retries: int = 6
     tag: str | None = None
 
 

@@ -33,7 +33,7 @@ _STATUS = {
 
 
 class RepositoryClosedError(PermissionDenied):
-    """Load and unload calls are refused: a passer-by must not be able to unload the model."""
+    """Load and unload calls are refused, or anyone could unload the model."""
 
     def __init__(self) -> None:
         super().__init__("this server does not load or unload models on request")

@@ -38,7 +38,7 @@ class GPTJPredictor(kserve.Model):
             name: The model's name in URLs.
             defaults: What a request does not say.
             limits: What a request may ask for.
-            load: Loads the weights and starts the engine; takes as long as it takes.
+            load: Loads the weights and starts the engine. It may take minutes.
         """
         super().__init__(name)
         self.engine = True  # tells kserve to run start_engine beside the servers
