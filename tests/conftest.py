@@ -14,7 +14,6 @@ if not Path("/dev/nvidiactl").exists():
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 from tests.support.engines import RunningEngine
 from tests.support.reference import ReferenceModel, make_reference
@@ -85,8 +84,3 @@ def server() -> Iterator[RunningServer]:
     with RunningServer() as running:
         running.wait_until_ready()
         yield running
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _torch() -> None:
-    torch.manual_seed(0)

@@ -11,9 +11,9 @@ from transformers import GPTJConfig
 from gptj_predictor.devices.placement import DeviceError, find_devices, place
 from gptj_predictor.model.network import Placement
 from gptj_predictor.snapshot.layout import NetworkLayout
-from tests.engine.test_greedy_parity import mixed_requests
 from tests.support.engines import RunningEngine, load
 from tests.support.reference import ReferenceModel
+from tests.support.requests import mixed_requests
 
 CPU = torch.device("cpu")
 GPUS = [torch.device("cuda", index) for index in range(2)]

@@ -34,7 +34,9 @@ class Steps:
             head_size=network.head_size,
             dtype=network.dtype,
         )
-        order = (torch.randperm(count - 1) + 1).tolist() if shuffled else list(range(1, count))
+        order = list(range(1, count))
+        if shuffled:
+            order = (torch.randperm(count - 1, generator=seeded(count)) + 1).tolist()
         self.tables = [PageTable(PAGE_SIZE, per_sequence) for _ in sequences]
         for index, page in enumerate(order):
             self.tables[index // per_sequence].append(page)
@@ -73,8 +75,14 @@ class Steps:
         return dict(zip(order, logits, strict=True))
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def random_tokens(reference: ReferenceModel, count: int) -> list[int]:
-    return torch.randint(0, reference.vocabulary, (count,)).tolist()
+    """Other tokens for another count."""
+    shape = (count,)
+    return torch.randint(0, reference.vocabulary, shape, generator=seeded(count)).tolist()
 
 
 def test_whole_prompt(reference: ReferenceModel) -> None:

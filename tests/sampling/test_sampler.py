@@ -45,13 +45,14 @@ def row(chosen: SamplingParams, tokens: list[int] | None = None) -> Row:
 
 
 def sample(eos: tuple[int, ...], logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    """Put the rows' tokens into slots in reverse order, among others' leftovers."""
+    """Put the rows' tokens at batch indices in reverse order, among others' leftovers."""
     lengths = np.array([len(tokens) for _, tokens in rows])
-    table = torch.randint(0, VOCABULARY, (len(rows), int(lengths.max()) + 3))
-    slots = list(reversed(range(len(rows))))
-    for slot, (_, tokens) in zip(slots, rows, strict=True):
-        table[slot, : len(tokens)] = torch.tensor(tokens)
-    places = torch.tensor([slots, lengths.tolist()])
+    shape = (len(rows), int(lengths.max()) + 3)
+    table = torch.randint(0, VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
+    indices = list(reversed(range(len(rows))))
+    for index, (_, tokens) in zip(indices, rows, strict=True):
+        table[index, : len(tokens)] = torch.tensor(tokens)
+    places = torch.tensor([indices, lengths.tolist()])
     chosen = [params for params, _ in rows]
     return Sampler(eos).sample(logits, chosen, lengths, table, places).tolist()
 

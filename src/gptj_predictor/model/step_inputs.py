@@ -12,7 +12,7 @@ from gptj_predictor.model.kv_cache import Extent
 
 @dataclass(frozen=True)
 class PrefillChunk:
-    """Neighbouring tokens of one prompt that a step takes in.
+    """Neighboring tokens of one prompt that a step takes in.
 
     Attributes:
         tokens: How many.

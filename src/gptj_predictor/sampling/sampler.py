@@ -100,14 +100,14 @@ class Sampler:
 def _penalize_repetition(
     logits: torch.Tensor,
     params: list[SamplingParams],
-    longest: int,
+    max_length: int,
     token_table: torch.Tensor,
     places: torch.Tensor,
 ) -> None:
-    seen = token_table[places[0], :longest]
+    seen = token_table[places[0], :max_length]
     # What lies beyond a row's length is replaced by its own first token: to penalize a token twice
     # writes the same value.
-    within = torch.arange(longest, device=seen.device) < places[1, :, None]
+    within = torch.arange(max_length, device=seen.device) < places[1, :, None]
     seen = seen.where(within, seen[:, :1])
     factors = [p.repetition_penalty for p in params]
     penalties = upload(factors, logits.device, torch.float32)[:, None]
