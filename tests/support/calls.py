@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -55,6 +56,9 @@ def read_calls(file: Path) -> list[Call]:
 
 
 def first_calls(calls: list[Call], thread: str) -> list[str]:
-    """Each function that a thread entered, once, in order; without lambdas and comprehensions."""
-    named = (call.function for call in calls if call.thread.startswith(thread))
+    """Each function that a thread entered, once, in order; without lambdas and comprehensions.
+
+    ``thread`` is a pattern that its name matches.
+    """
+    named = (call.function for call in calls if re.fullmatch(thread, call.thread))
     return list(dict.fromkeys(name for name in named if "<" not in name))
