@@ -112,7 +112,11 @@ class PageAllocator:
         table.append(page)
 
     def release(self, table: PageTable) -> None:
-        """Take back all pages of a table, the last one first, so that it is evicted first."""
+        """Take back all pages of a table, the last one first, so that it is evicted first.
+
+        Raises:
+            ValueError: a page of it is not handed out.
+        """
         for page in reversed(table.pages):
             if self._holders[page] < 1:
                 raise ValueError(f"page {page} is not handed out")
