@@ -534,6 +534,29 @@ def test_a_killed_move_of_servable_files_goes_on(
     }
 
 
+def test_what_a_killed_conversion_half_wrote_is_not_published(
+    hub: HubServer, request_: PullRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(MODEL_ID, pickled(tmp_path))
+
+    class Killed(BaseException):
+        pass
+
+    def kill(new: Path, _: Path) -> None:
+        (new.parent / ".tmpUIo0f").write_bytes(b"half")  # safetensors writes under such names
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gptj_predictor.pull.convert.put_in_place", kill)
+        with pytest.raises(Killed):
+            pull(request_)
+    left = {path.name for path in request_.cache.glob(f"{ROOT}/pull/build-*/*")}
+    assert ".tmpUIo0f" in left
+    version = pull(request_)
+    assert not [path for path in version.iterdir() if path.name[0] == "." or path.suffix == ".new"]
+    assert find_damage(version, everything=True) == []
+
+
 @pytest.mark.process
 def test_peak_memory(tmp_path: Path) -> None:
     """A pull adds less than the largest tensor plus 610 MiB, whatever the checkpoint's size.

@@ -39,6 +39,9 @@ def build(job: Job, plan: Plan) -> None:
     sources = open_checkpoint(plan.source, files)
     check_checkpoint(sources, plan.shapes, plan.listing.model_id)
     plan.build.mkdir(exist_ok=True)
+    for leftover in plan.build.iterdir():  # what a killed pull had half written, under any name
+        if leftover.suffix != ".safetensors":
+            leftover.unlink()
     for small in plan.small:
         shutil.copy(plan.source / small.name, plan.build)
     kept = {name: sources[name] for name in (*plan.shapes, "lm_head.weight") if name in sources}
