@@ -20,6 +20,8 @@ from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
 from tests.support.servers import NAME, RunningServer, environment, free_port
 
+pytestmark = pytest.mark.slow  # kserve's and torch's imports
+
 
 def literal_environment(container: Object) -> dict[str, str]:
     """The variables whose value is in the container's spec."""

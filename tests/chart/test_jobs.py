@@ -81,6 +81,7 @@ def test_time_to_live_and_tries() -> None:
     assert "ttlSecondsAfterFinished" not in render().one("Job")["spec"]
 
 
+@pytest.mark.slow
 def test_no_hooks_but_the_test(releases: dict[str, Release]) -> None:
     for release in releases.values():
         for one in release.objects:

@@ -68,6 +68,7 @@ def test_timeouts() -> None:
     assert "revision-response-start" not in render().notes
 
 
+@pytest.mark.slow
 def test_commands_name_what_is_made(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         for job in release.all("Job"):

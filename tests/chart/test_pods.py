@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.chart_values import EVERYTHING, MANY
 from tests.support.charts import Release, render
 
 
+@pytest.mark.slow
 def test_restricted_pod_security(releases: dict[str, Release]) -> None:
     """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
     for release in releases.values():
@@ -23,6 +26,7 @@ def test_restricted_pod_security(releases: dict[str, Release]) -> None:
                 assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}
 
 
+@pytest.mark.slow
 def test_every_container_writes_only_where_it_may(releases: dict[str, Release]) -> None:
     for release in releases.values():
         for pod in release.pods():
@@ -35,6 +39,7 @@ def test_every_container_writes_only_where_it_may(releases: dict[str, Release]) 
             assert {mount["name"] for mount in mounts.values()} == names
 
 
+@pytest.mark.slow
 def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
     for release in releases.values():
         for pod in release.pods():
@@ -42,6 +47,7 @@ def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
                 assert {"cpu", "memory"} <= set(pod["containers"][0]["resources"][kind])
 
 
+@pytest.mark.slow
 def test_all_pods_share_the_predictors_placement(releases: dict[str, Release]) -> None:
     """Pods without a GPU tolerate the taint of GPU nodes, and prefer these nodes."""
     required = "requiredDuringSchedulingIgnoredDuringExecution"

@@ -56,6 +56,7 @@ def test_chart_and_package_have_one_version() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.slow
 def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) -> None:
     seen: dict[str, Any] = {}
     for release in releases.values():
@@ -77,6 +78,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_no_field_of_the_inference_service_is_lost(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         if release.has("InferenceService"):
@@ -93,11 +95,13 @@ def test_a_field_that_kserve_lacks_would_be_found() -> None:
     assert round_trip(service, "V1beta1InferenceService") != service
 
 
+@pytest.mark.slow
 def test_api_versions(releases: dict[str, Release]) -> None:
     used = {one["apiVersion"] for release in releases.values() for one in release.objects}
     assert used == API_VERSIONS
 
 
+@pytest.mark.slow
 def test_what_is_made(releases: dict[str, Release]) -> None:
     for name, release in releases.items():
         only, benchmark = ", only" in name, "none, " not in name
@@ -114,6 +118,7 @@ def test_what_is_made(releases: dict[str, Release]) -> None:
         assert not release.has("PodDisruptionBudget")
 
 
+@pytest.mark.slow
 def test_names_are_unique_and_short(releases: dict[str, Release]) -> None:
     longest = render(EVERYTHING, name="a" * 53)
     for release in (*releases.values(), longest):

@@ -251,6 +251,7 @@ def test_the_value_becomes_the_flag(flag: Flag) -> None:
 
 
 @pytest.mark.parametrize("command", [SERVE, PULL, BENCHMARK])
+@pytest.mark.slow
 def test_every_flag_is_listed(releases: dict[str, Release], command: str) -> None:
     extra = {SERVE: "--max_batch_size", BENCHMARK: "--rounds", PULL: ""}[command]  # extraArgs
     given = {

@@ -133,6 +133,7 @@ def test_gated(hub: HubServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [Failure.DROP, Failure.TRUNCATE], ids=lambda one: one.kind)
+@pytest.mark.slow
 def test_resumed(hub: HubServer, tmp_path: Path, failure: Failure) -> None:
     """Within a call, and from the last whole block that the client had: they are of 10 MiB."""
     source = tmp_path / "source"

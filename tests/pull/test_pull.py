@@ -303,6 +303,7 @@ PASSING = [
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.kind}{value.code or ''}",
 )
+@pytest.mark.slow
 def test_what_passes_is_tried_again(
     hub: HubServer, request_: PullRequest, tmp_path: Path, failure: Failure, name: str
 ) -> None:
@@ -344,6 +345,7 @@ def test_no_network(hub: HubServer, request_: PullRequest, tmp_path: Path) -> No
         assert other.downloads("config.json") == 0
 
 
+@pytest.mark.slow
 def test_a_hub_that_hangs(hub: HubServer, request_: PullRequest, tmp_path: Path) -> None:
     hub.add(MODEL_ID, pickled(tmp_path))
     hub.fail_next(WEIGHTS, Failure.hang(2.0), times=1)

@@ -12,6 +12,8 @@ import pytest
 from tests.support.bad_bodies import TOO_LONG, UNREADABLE, body, check_error
 from tests.support.servers import HASTY_SECONDS, NAME, RunningServer, wait_for
 
+pytestmark = pytest.mark.process
+
 #: One row of ``UNREADABLE`` for every way to refuse; tests/server/test_v1_parsing.py has them all.
 SAMPLE = (
     "malformed",
@@ -185,7 +187,6 @@ def test_invalid_bytes_in_the_output_become_replacement_characters(
     assert any("\ufffd" in text for text in texts)
 
 
-@pytest.mark.process
 @pytest.mark.parametrize(
     "start",
     [
@@ -219,7 +220,6 @@ def is_closed(connection: socket.socket, send: bytes = b"") -> bool:
         return True
 
 
-@pytest.mark.process
 def test_a_long_answer_is_not_cut_off(hasty: RunningServer) -> None:
     for tokens in (250, 500, 1000, 2000):
         started = time.monotonic()
@@ -229,7 +229,6 @@ def test_a_long_answer_is_not_cut_off(hasty: RunningServer) -> None:
     pytest.fail("no answer took longer than the limit for requests")
 
 
-@pytest.mark.process
 def test_a_kept_connection_is_not_cut_off(hasty: RunningServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", hasty.port)
     connection.request("GET", "/")

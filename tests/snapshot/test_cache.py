@@ -242,6 +242,7 @@ class TestCommands:
         assert find_damage(new, everything=True) == []
         assert {path.name for path in root.path.iterdir()} == {"CURRENT", "versions"}
 
+    @pytest.mark.slow
     def test_prune_while_a_pull_is_at_work(self, version: Path, tmp_path: Path) -> None:
         publish(tmp_path, "fedcba987654-bfloat16")
         with lease_of(ModelRoot(version.parent.parent)):

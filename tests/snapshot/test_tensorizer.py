@@ -252,6 +252,7 @@ def pristine(
 
 @settings(deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_no_flipped_byte_goes_unseen(
     pristine: tuple[Path, dict[str, torch.Tensor], list[int]], data: st.DataObject
 ) -> None:
