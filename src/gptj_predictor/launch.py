@@ -27,7 +27,7 @@ from gptj_predictor.settings import (
     ServerSettings,
 )
 from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.layout import NetworkLayout
+from gptj_predictor.snapshot.layout import NetworkLayout, inner_size
 from gptj_predictor.snapshot.load import check_tensors, load_network
 from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
@@ -139,7 +139,7 @@ class LaunchPlan:
             tokens=max_prefill_tokens,
             logit_rows=settings.max_batch_size,
             hidden=config.n_embd,
-            inner=config.n_inner or 4 * config.n_embd,
+            inner=inner_size(config),
             vocabulary=config.vocab_size,
             value_bytes=self.dtype.itemsize,
         )

@@ -33,6 +33,11 @@ class Place(NamedTuple):
         return memory.narrow(self.dim, self.start, self.shape[self.dim])
 
 
+def inner_size(config: GPTJConfig) -> int:
+    """The MLP's hidden size: four times the model's, unless the configuration says another."""
+    return config.n_inner if config.n_inner is not None else 4 * config.n_embd
+
+
 class NetworkLayout:
     """The parameters that a configuration asks for.
 
@@ -48,7 +53,7 @@ class NetworkLayout:
         self.parameters: dict[str, Parameter] = {}
         self.places: dict[str, Place] = {}
         hidden, vocabulary = config.n_embd, config.vocab_size
-        inner = config.n_inner if config.n_inner is not None else 4 * hidden
+        inner = inner_size(config)
         self._add("embedding", "embedding.weight", {"transformer.wte.weight": vocabulary}, hidden)
         for index in range(config.n_layer):
             self._add_layer(index, hidden, inner)
