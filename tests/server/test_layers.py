@@ -14,6 +14,7 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
+    "grpc_server",
     "routes.app",
     "routes.v1",
     "routes.v2",
@@ -21,7 +22,10 @@ ORDER = (
     "protocols.v1",
     "predictor",
     "errors",
+    "access",
     "middleware",
+    "callers",
+    "api_keys",
     "generation",
 )
 

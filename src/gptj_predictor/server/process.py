@@ -7,9 +7,10 @@ from argparse import Namespace
 from typing import Any
 
 import kserve
-from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.rest.server import RESTServer
 
+from gptj_predictor.server.access import Access
+from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.middleware import receive_deadline, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
@@ -22,6 +23,9 @@ class PredictorRESTServer(RESTServer):
     def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.config.http = receive_deadline(receive_timeout_seconds)
+        self.config.ws = "none"
+        self.config.server_header = False
+        self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
 
     def create_application(self) -> None:
         """Nothing to add: the application came complete."""
@@ -35,7 +39,13 @@ class PredictorServer(kserve.ModelServer):
     """kserve's model server; HTTP answers from the start, the model is ready once it is loaded."""
 
     def __init__(
-        self, predictor: GPTJPredictor, flags: Namespace, *, receive_timeout_seconds: float
+        self,
+        predictor: GPTJPredictor,
+        flags: Namespace,
+        *,
+        receive_timeout_seconds: float,
+        access: Access,
+        log_prompts: bool,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -43,6 +53,8 @@ class PredictorServer(kserve.ModelServer):
             predictor: The one model.
             flags: kserve's own flags, parsed.
             receive_timeout_seconds: Seconds for a request to arrive whole.
+            access: Who may ask.
+            log_prompts: Whether the log gets prompts and texts.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -58,6 +70,7 @@ class PredictorServer(kserve.ModelServer):
         )
         self._predictor = predictor
         self._flags = flags
+        self._access = access
         self.register_model(predictor)
         predictor.enable_latency_logging = self.enable_latency_logging
         self.dataplane = TruthfulDataPlane(self.registered_models, predictor)
@@ -69,7 +82,9 @@ class PredictorServer(kserve.ModelServer):
             docs=self.enable_docs_url,
         )
         self._rest = PredictorRESTServer(
-            request_middleware(app, predictor.limits.max_body_bytes),
+            request_middleware(
+                app, predictor.limits.max_body_bytes, access.guard, log_prompts=log_prompts
+            ),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,
@@ -100,11 +115,12 @@ class PredictorServer(kserve.ModelServer):
 
     async def _serve_all(self) -> None:
         if self.enable_grpc:
-            self._grpc_server = GRPCServer(
+            self._grpc_server = PredictorGRPCServer(
                 self.grpc_port,
                 self.dataplane,
                 self.model_repository_extension,
-                kwargs=vars(self._flags),
+                access=self._access,
+                flags=self._flags,
                 grace_period=self.grace_period,
             )
             self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))

@@ -8,6 +8,7 @@ from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from starlette.exceptions import HTTPException
 
+from gptj_predictor.server.middleware import note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
@@ -30,7 +31,9 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         if not await dataplane.model_ready(model_name, True):
             raise ModelNotReady(model_name)
         generation = parse_request(await request.body(), predictor.defaults, predictor.limits)
+        note_texts(request.scope, generation.prompts)
         texts, _ = await dataplane.infer(model_name, generation, dict(request.headers))
+        note_texts(request.scope, generation.prompts, texts)
         return JSONResponse(format_response(texts))
 
     async def predict_with_get(model_name: str) -> None:
