@@ -17,7 +17,8 @@ import pytest
 
 from tests.support.engines import RunningEngine
 from tests.support.reference import ReferenceModel, make_reference
-from tests.support.servers import RunningServer
+from tests.support.secrets import KEYS, Authority, MountedSecret, bearer, key_lines, tls_flags
+from tests.support.servers import FAULTY, RunningServer
 
 #: Odd sizes, one head to many, rotary over a part of the head or all of it.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -83,4 +84,35 @@ def server() -> Iterator[RunningServer]:
     """The demo, served by a real process."""
     with RunningServer() as running:
         running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """Signed the certificate of ``secured``."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def secrets(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> MountedSecret:
+    """What is mounted into ``secured``: certificate, authority and keys."""
+    folder = tmp_path_factory.mktemp("mounted") / "secret"
+    content = authority.issue() | {"ca_crt": authority.certificate, "keys": key_lines(*KEYS)}
+    return MountedSecret(folder, **content)
+
+
+@pytest.fixture(scope="session")
+def secured(authority: Authority, secrets: MountedSecret) -> Iterator[RunningServer]:
+    """The demo with TLS, keys and all that is off without flags; its client has the first key.
+
+    Its network fails while a file is there: ``fault`` beside the secrets.
+    """
+    flags = ("--api_key_file", secrets["keys"], "--open_metrics", "true", "--log_format", "json")
+    flags += ("--log_prompts", "true", *tls_flags(secrets))
+    fault = str(secrets.folder / "fault")
+    with RunningServer(
+        *flags, grpc=True, program=FAULTY, tls=authority.trusted(), FAULT=fault
+    ) as running:
+        running.wait_until_ready()
+        running.client.headers.update(bearer(KEYS[0]))
         yield running

@@ -26,6 +26,7 @@ ORDER = (
     "middleware",
     "callers",
     "api_keys",
+    "tls",
     "generation",
 )
 

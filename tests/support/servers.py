@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,23 @@ from gptj_predictor.__main__ import main
 main()
 """
 
+#: A server whose network fails while a file is there, whose path is in the environment.
+FAULTY = """
+import os
+from gptj_predictor.model.network import GPTJNetwork
+
+call = GPTJNetwork.__call__
+
+def faulty(network, *inputs):
+    if os.path.exists(os.environ["FAULT"]):
+        raise AssertionError("a bug in the network")
+    return call(network, *inputs)
+
+GPTJNetwork.__call__ = faulty
+from gptj_predictor.__main__ import main
+main()
+"""
+
 
 def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
     """Wait until something is so.
@@ -89,13 +107,17 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class RunningServer:
-    """``gptj-predictor serve`` with the given flags; ended with SIGTERM."""
+    """``gptj-predictor serve`` with the given flags; ended with SIGTERM.
+
+    ``tls`` is what the client knows of the server's certificate, if the flags give it one.
+    """
 
     def __init__(
         self,
         *flags: str,
         grpc: bool = False,
         program: str | None = None,
+        tls: ssl.SSLContext | None = None,
         **extra_environment: str,
     ) -> None:
         self.port = free_port()
@@ -109,7 +131,11 @@ class RunningServer:
                 stderr=subprocess.STDOUT,
                 env=environment(**extra_environment),
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
+        self.tls = tls
+        scheme, verify = ("http", True) if tls is None else ("https", tls)
+        self.client = httpx.Client(
+            base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=120, verify=verify
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -115,14 +115,15 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     """
     settings, defaults, name = read_settings(flags, environment)
     from gptj_predictor.cli.logs import use_json_lines
-    from gptj_predictor.server.kserve_flags import check_tls, use_flags
+    from gptj_predictor.server.kserve_flags import use_flags
+    from gptj_predictor.server.tls import CertificateFiles
 
     use_flags(flags)
     as_json = settings.log_format is LogFormat.JSON
     if as_json:
         use_json_lines()
     with one_line_errors():
-        check_tls(flags)
+        CertificateFiles.of(flags)
     access = open_access(settings)
     # Find the snapshot before the long imports: it may take a pull's time to appear.
     with one_line_errors():

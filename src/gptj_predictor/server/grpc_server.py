@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,6 +13,7 @@ from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.grpc.servicer import InferenceServicer
 
 from gptj_predictor.server.access import Access
+from gptj_predictor.server.tls import CertificateFiles
 
 
 class PredictorGRPCServer(GRPCServer):
@@ -42,20 +42,10 @@ class PredictorGRPCServer(GRPCServer):
         servicer = InferenceServicer(self._data_plane, self._model_repository_extension)
         pb_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, self._server)
         address = f"[::]:{self._port}"
-        if flags.ssl_certfile and flags.ssl_keyfile:
-            credentials = _credentials(Path(flags.ssl_certfile), Path(flags.ssl_keyfile))
-            self._server.add_secure_port(address, credentials)
-        else:
+        files = CertificateFiles.of(flags)
+        if files is None:
             self._server.add_insecure_port(address)
+        else:
+            self._server.add_secure_port(address, files.for_grpc())
         await self._server.start()
         await self._server.wait_for_termination()
-
-
-def _credentials(certificate: Path, key: Path) -> grpc.ServerCredentials:
-    """Read the files again for every handshake: they may have been renewed."""
-
-    def read() -> grpc.ServerCertificateConfiguration:
-        pair = (key.read_bytes(), certificate.read_bytes())
-        return grpc.ssl_server_certificate_configuration([pair])
-
-    return grpc.dynamic_ssl_server_credentials(read(), read)

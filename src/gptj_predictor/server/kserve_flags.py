@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import ssl
 import sys
 
 _arguments, sys.argv = sys.argv, sys.argv[:1]
@@ -38,23 +37,3 @@ def use_flags(flags: argparse.Namespace) -> None:
             logger.addHandler(handler)
         logger.setLevel(kserve_logging.logger.level)
         logger.propagate = False
-
-
-def check_tls(flags: argparse.Namespace) -> None:
-    """Find out before anything else is done whether kserve's TLS flags can be used.
-
-    Raises:
-        OSError: a file is not given, cannot be read, or does not fit the other; the text has the
-            flags.
-    """
-    certificate, key = flags.ssl_certfile, flags.ssl_keyfile
-    if not certificate and not key:
-        return
-    named = f"--ssl_certfile {certificate or 'not given'}, --ssl_keyfile {key or 'not given'}"
-    if not certificate or not key:
-        raise OSError(f"{named}: TLS needs both")
-    try:
-        # With a password, if only an empty one, nobody is asked for it.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, "")
-    except OSError as error:  # ssl's errors are such
-        raise OSError(f"{named}: {error.strerror or error}") from error

@@ -15,13 +15,21 @@ from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPl
 from gptj_predictor.server.middleware import receive_deadline, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
+from gptj_predictor.server.tls import CertificateFiles
 
 
 class PredictorRESTServer(RESTServer):
     """kserve's REST server around our application instead of its own."""
 
-    def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        receive_timeout_seconds: float,
+        certificate: CertificateFiles | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._certificate = certificate
         self.config.http = receive_deadline(receive_timeout_seconds)
         self.config.ws = "none"
         self.config.server_header = False
@@ -29,6 +37,13 @@ class PredictorRESTServer(RESTServer):
 
     def create_application(self) -> None:
         """Nothing to add: the application came complete."""
+
+    async def start(self) -> None:
+        """Serve until :meth:`stop`."""
+        self.config.load()
+        if self._certificate is not None:
+            self._certificate.renew_in(self.config.ssl)
+        await super().start()
 
     def stop(self) -> None:
         """Stop accepting, let running requests end within the grace period. Signal-safe."""
@@ -94,6 +109,7 @@ class PredictorServer(kserve.ModelServer):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=receive_timeout_seconds,
+            certificate=CertificateFiles.of(flags),
         )
 
     def run(self) -> None:
