@@ -94,7 +94,7 @@ class TestJson:
         wait_for(lambda: any("traceback" in line for line in objects(secured)))
         traceback = next(line["traceback"] for line in objects(secured) if "traceback" in line)
         assert traceback.startswith("Traceback (most recent call last)")
-        assert "a bug in the network" in traceback
+        assert "a fault of the network" in traceback
 
     def test_prompts_and_texts(self, secured: RunningServer) -> None:
         prompts = [f'{MARKER}"\n{{"level": "FORGED"}}\n', "\u2028\u0085é😀"]
@@ -165,7 +165,7 @@ def test_without_the_flag_no_prompt_is_in_the_log(
     wait_for(lambda: "id=gone" in locked.log)
     assert "xyzzy" not in locked.log
     assert "plugh" not in locked.log
-    assert "a bug in the network" in locked.log
+    assert "a fault of the network" in locked.log
 
 
 @pytest.mark.parametrize("log_prompts", [True, False])
