@@ -42,6 +42,7 @@ def test_seeded_text_is_the_same_alone_and_in_a_crowd(engine: RunningEngine) -> 
 
 def test_events_come_one_by_one_and_the_reason_last(engine: RunningEngine) -> None:
     submitted = engine.submit([5], replace(GREEDY, min_length=8, max_length=8))
+    assert submitted.events.get(timeout=10) == Event(is_scheduled=True)
     events = [submitted.events.get(timeout=10) for _ in range(7)]
     assert all(event.token_id is not None for event in events)
     assert [event.finish_reason for event in events] == [None] * 6 + [FinishReason.LENGTH]
@@ -52,15 +53,16 @@ def test_cancel_frees_the_pages_and_the_others_go_on(
 ) -> None:
     doomed = engine.submit([5], LONG)
     kept = engine.submit([6], LONG)
-    doomed.events.get(timeout=10)
-    doomed.handle.cancel()
-    doomed.handle.cancel()
+    for _ in range(2):  # it is scheduled, and has a token
+        doomed.events.get(timeout=10)
+    doomed.handle.end()
+    doomed.handle.end()
     tokens, reason = doomed.result()
     assert reason is FinishReason.CANCELLED
     assert len(tokens) < 127
     assert kept.result() == (small.greedy([6], LONG), FinishReason.LENGTH)
     assert engine.pages_in_use == 0
-    doomed.handle.cancel()  # after the end: nothing happens
+    doomed.handle.end()  # after the end: nothing happens
     assert engine.submit([6], LONG).result()[1] is FinishReason.LENGTH
 
 
@@ -68,7 +70,7 @@ def test_cancel_while_waiting(small: ReferenceModel) -> None:
     with RunningEngine(small.folder, max_batch_size=1) as engine:
         running = engine.submit([5], LONG)
         waiting = [engine.submit([6], LONG) for _ in range(3)]
-        waiting[1].handle.cancel()
+        waiting[1].handle.end()
         assert waiting[1].result() == ([], FinishReason.CANCELLED)
         for one in (running, waiting[0], waiting[2]):
             assert one.result()[1] is FinishReason.LENGTH
@@ -86,6 +88,8 @@ def test_the_oldest_is_never_put_off(small: ReferenceModel) -> None:
 
         def submit(name: str, prompt: list[int]) -> None:
             def sink(event: Event) -> None:
+                if event.is_scheduled:
+                    return
                 assert event.token_id is not None
                 tokens[name].append(event.token_id)
                 if event.finish_reason is not None:
@@ -149,6 +153,8 @@ def test_a_sink_that_raises_ends_its_own_sequence_alone(
     events: list[Event] = []
 
     def sink(event: Event) -> None:
+        if event.is_scheduled:
+            return
         events.append(event)
         if len(events) == refused:
             loop.close()

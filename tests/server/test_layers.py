@@ -21,8 +21,14 @@ ORDER = (
     "protocols.v1",
     "predictor",
     "errors",
-    "middleware",
+    "gate",
+    "http_requests",
+    "drain",
     "generation",
+    "active_requests",
+    "admission",
+    "middleware",
+    "callers",
 )
 
 

@@ -7,8 +7,10 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,17 +24,69 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 #: Probes and scrapes come every few seconds; they are logged only on a failure.
 QUIET_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+")
 
+#: Seconds that a client is told to wait where nothing better is known.
+RETRY_AFTER_SECONDS = 5
+
 _REASON = "gptj_predictor.reason"
+_REFUSAL = "gptj_predictor.refusal"
 
 
-def request_middleware(app: ASGIApp, max_body_bytes: int) -> ASGIApp:
-    """Wrap an application: the id outermost, then the log line, then the limits."""
-    return RequestId(RequestLog(BodyLimit(app, max_body_bytes)))
+def request_middleware(
+    app: ASGIApp, max_body_bytes: int, gate: Callable[[ASGIApp], ASGIApp]
+) -> ASGIApp:
+    """Wrap an application: the id outermost, then the log line, the gate, the body's limit.
+
+    Args:
+        app: What is wrapped.
+        max_body_bytes: Size of a request's body.
+        gate: Wraps an application with what lets requests in.
+    """
+    return RequestId(RequestLog(gate(BodyLimit(app, max_body_bytes))))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
     """Leave the reason of an error response for the request's log line."""
     scope[_REASON] = reason
+
+
+def note_refusal(scope: Scope, refusal: str) -> None:
+    """Leave the kind of refusal, one word, for whoever counts them."""
+    scope[_REFUSAL] = refusal
+
+
+async def refuse(
+    scope: Scope,
+    send: Send,
+    status: int,
+    text: str,
+    refusal: str,
+    retry_after: int,
+    *,
+    close: bool = False,
+) -> None:
+    """Answer without the application, which has not seen the request.
+
+    Args:
+        scope: The request's.
+        send: Its.
+        status: Of the answer.
+        text: What the client and the log are told.
+        refusal: See :func:`note_refusal`.
+        retry_after: Seconds.
+        close: Whether the connection ends with the answer.
+    """
+    refusal_reason(scope, text)
+    note_refusal(scope, refusal)
+    body = orjson.dumps({"error": text})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(retry_after).encode()),
+    ]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class RequestId:
