@@ -84,6 +84,7 @@ def test_bounds_themselves_are_allowed() -> None:
         "num_return_sequences": [1, 8],
         "stop": ["a" * 64, ["a"] * 4, None],
         "return_full_text": [True, False],
+        "details": [True, False],
     }
     assert set(allowed) == set(GenerationParameters.model_fields)
     for name, values in allowed.items():
