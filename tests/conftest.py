@@ -18,7 +18,7 @@ import pytest
 from tests.support.engines import RunningEngine
 from tests.support.reference import ReferenceModel, make_reference
 from tests.support.secrets import KEYS, Authority, MountedSecret, bearer, key_lines, tls_flags
-from tests.support.servers import FAULTY, RunningServer
+from tests.support.servers import FAULTY, HttpsServer, RunningServer
 
 #: Odd sizes, one head to many, rotary over a part of the head or all of it.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -102,16 +102,16 @@ def secrets(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> M
 
 
 @pytest.fixture(scope="session")
-def secured(authority: Authority, secrets: MountedSecret) -> Iterator[RunningServer]:
+def secured(authority: Authority, secrets: MountedSecret) -> Iterator[HttpsServer]:
     """The demo with TLS, keys and all that is off without flags; its client has the first key.
 
     Its network fails while a file is there: ``fault`` beside the secrets.
     """
-    flags = ("--api_key_file", secrets["keys"], "--open_metrics", "true", "--log_format", "json")
-    flags += ("--log_prompts", "true", *tls_flags(secrets))
+    flags = [*tls_flags(secrets), "--api_key_file", secrets["keys"], "--open_metrics", "true"]
+    flags += ["--log_format", "json", "--log_prompts", "true"]
     fault = str(secrets.folder / "fault")
-    with RunningServer(
-        *flags, grpc=True, program=FAULTY, tls=authority.trusted(), FAULT=fault
+    with HttpsServer(
+        authority.trusted(), *flags, grpc=True, program=FAULTY, FAULT=fault
     ) as running:
         running.wait_until_ready()
         running.client.headers.update(bearer(KEYS[0]))

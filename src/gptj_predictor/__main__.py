@@ -11,8 +11,11 @@ def main() -> NoReturn:
     # Imports take seconds. Until a container's first process has a handler for SIGTERM, the kernel
     # drops the signal. This one ends the process at once: there is nothing to clean up before a
     # command installs its own. A server that is told to stop has done its work; a pull has not.
-    code = 0 if sys.argv[1:2] == ["serve"] else 128 + signal.SIGTERM
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
+    is_server = sys.argv[1:2] == ["serve"]
+    for number in (
+        (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) if is_server else (signal.SIGTERM,)
+    ):
+        signal.signal(number, lambda number, _: os._exit(0 if is_server else 128 + number))
     # Huge pages for torch's memory on a CPU: weights are read up to 15 percent faster. torch looks
     # at the variable when it first allocates.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -136,6 +136,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "num_return_sequences",
         "stop",
         "return_full_text",
+        "details",
     },
     ServerSettings: {
         "cache",  # where the volume is mounted
@@ -152,6 +153,12 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "kv_cache_gib",
         "enable_prefix_caching",
         "cuda_graphs",
+        "max_queued_requests",
+        "max_queued_tokens",
+        "max_request_seconds",
+        "drain_delay",
+        "grace_period",
+        "step_timeout_seconds",
         "max_instances",
         "max_body_bytes",
         "receive_timeout_seconds",

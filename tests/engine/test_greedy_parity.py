@@ -19,9 +19,9 @@ def test_one_mixed_batch(small: ReferenceModel, large: bool) -> None:
         assert engine.pages_in_use == 0
     for (prompt, params), (tokens, reason) in zip(requests, results, strict=True):
         assert tokens == small.greedy(prompt, params)
-        assert reason == (FinishReason.STOP if tokens[-1] == EOS else FinishReason.LENGTH)
+        assert reason == (FinishReason.EOS if tokens[-1] == EOS else FinishReason.LENGTH)
     # The mixture is one: some ended early, some ran to their limit.
-    assert {reason for _, reason in results} == {FinishReason.STOP, FinishReason.LENGTH}
+    assert {reason for _, reason in results} == {FinishReason.EOS, FinishReason.LENGTH}
 
 
 @pytest.mark.slow

@@ -146,7 +146,6 @@ def test_prefixes_are_shared_page_by_page() -> None:
     assert pages.allocator.num_used == 0
     # Kept although nobody holds them.
     assert pages.find(tokens) == 16
-    assert (pages.prefixes.num_query_tokens, pages.prefixes.num_hit_tokens) == (71, 40)
 
 
 def test_the_last_token_is_always_left_to_compute() -> None:

@@ -88,7 +88,7 @@ class Schedule:
 
     def cancel(self, key: int) -> None:
         sequence, events = self.running[key]
-        if self.core.cancel(sequence):
+        if self.core.end(sequence, Event(finish_reason=FinishReason.CANCELLED)):
             events.append(Event(finish_reason=FinishReason.CANCELLED))
 
     def step(self) -> bool:
@@ -96,7 +96,8 @@ class Schedule:
         if not self.core.has_work:
             return False
         news = self.core.step()
-        assert len({sequence for sequence, _ in news}) == len(news)
+        tokens = [sequence for sequence, event_ in news if not event_.is_scheduled]
+        assert len(set(tokens)) == len(tokens)
         events = dict(self.running.values())
         for sequence, event_ in news:
             events[sequence].append(event_)
@@ -138,7 +139,7 @@ def run_schedule(
             assert key in cancels
             assert tokens == wanted[: len(tokens)]
         else:
-            assert reason in (FinishReason.STOP, FinishReason.LENGTH)
+            assert reason in (FinishReason.EOS, FinishReason.LENGTH)
             assert tokens == wanted
     assert schedule.core.stats().used_pages == 0
     return schedule

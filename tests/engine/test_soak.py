@@ -62,14 +62,14 @@ class Crowd:
                 seen += 1
                 self.tokens += 1
             if seen == cancel_at and handles:
-                handles[0].cancel()
+                handles[0].end()
             if event.finish_reason is not None:
                 self.ends[event.finish_reason] += 1
                 self._places.release()
 
         handles.append(self._engine.engine.submit(prompt, params, sink))
         if cancel_at == 0:
-            handles[0].cancel()
+            handles[0].end()
 
 
 @pytest.mark.slow

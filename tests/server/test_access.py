@@ -14,7 +14,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from tests.support.bad_bodies import body
 from tests.support.secrets import KEYS, MountedSecret, bearer, key_lines
-from tests.support.servers import NAME, RunningServer, wait_for
+from tests.support.servers import NAME, HttpsServer, RunningServer, wait_for
 
 pytestmark = pytest.mark.process
 
@@ -150,8 +150,8 @@ def test_a_large_body_without_a_key(locked: RunningServer) -> None:
     assert response.status_code == 413
 
 
-def test_open_metrics(secured: RunningServer) -> None:
-    with httpx.Client(base_url=secured.client.base_url, verify=secured.tls or True) as stranger:
+def test_open_metrics(secured: HttpsServer) -> None:
+    with httpx.Client(base_url=secured.client.base_url, verify=secured.trusted) as stranger:
         assert "request_predict_seconds" in stranger.get("/metrics").text
         check_refusal(stranger.post("/metrics"))
         check_refusal(stranger.get("/v1/models"))
@@ -214,7 +214,7 @@ class TestGrpc:
             with pytest.raises(grpc.RpcError) as refused:
                 getattr(stub, call)(request_, metadata=metadata)
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-            assert "API key" in refused.value.details()
+            assert "API key" in str(refused.value.details())
 
     def test_a_key_opens(self, stub: pb_grpc.GRPCInferenceServiceStub) -> None:
         metadata = (("authorization", f"Bearer {KEYS[1]}"),)
@@ -229,7 +229,9 @@ class TestGrpc:
 
     def test_a_method_that_is_not_there(self, locked: RunningServer) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{locked.grpc_port}") as channel:
-            call = channel.unary_unary("/inference.GRPCInferenceService/Nope")
+            call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+                "/inference.GRPCInferenceService/Nope"
+            )
             with pytest.raises(grpc.RpcError) as refused:
                 call(b"")
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED

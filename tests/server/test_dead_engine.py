@@ -13,6 +13,9 @@ from kserve.model_repository import ModelRepository
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.server.active_requests import ActiveRequests
+from gptj_predictor.server.admission import Admission
+from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import TextGenerator
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.predictor import GPTJPredictor
@@ -28,10 +31,13 @@ def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     network = FaultyNetwork(load(DEMO_SNAPSHOT))
     engine = Engine(cast("GPTJNetwork", network), make_config(cast("GPTJNetwork", network)))
     engine.start()
+    requests = ActiveRequests(Admission(512, 10**6), max_seconds=60)
     predictor = GPTJPredictor(
         NAME,
         defaults=GenerationParameters(),
         limits=Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=10**6),
+        requests=requests,
+        drain=Drain(requests, delay_seconds=0, grace_seconds=30),
         load=lambda: TextGenerator(engine, Tokenizer(DEMO_SNAPSHOT)),
     )
     repository = ModelRepository()
@@ -47,7 +53,7 @@ def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             assert await statuses(client, LIVE_PATHS + READY_PATHS) == {200}
-            network.fault = AssertionError("a bug in the network")
+            network.fault = RuntimeError("CUDA error: an illegal memory access in the network")
             body = {"instances": ["a", "b"]}
             async with asyncio.timeout(30):
                 answer = await client.post(f"/v1/models/{NAME}:predict", json=body)

@@ -22,12 +22,17 @@ ORDER = (
     "protocols.v1",
     "predictor",
     "errors",
+    "gate",
+    "http_requests",
+    "drain",
+    "generation",
+    "active_requests",
+    "admission",
     "access",
     "middleware",
     "callers",
     "api_keys",
     "tls",
-    "generation",
 )
 
 

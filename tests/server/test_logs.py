@@ -103,7 +103,10 @@ class TestJson:
         _, line = lines_of(secured, "texts", 2)
         assert line["prompts"] == prompts
         answers = response.json()["predictions"]
-        assert line["texts"] == [[one["generated_text"] for one in row] for row in answers]
+        assert answers == [
+            [{"generated_text": prompt + text} for text in texts]
+            for prompt, texts in zip(prompts, line["texts"], strict=True)
+        ]
         assert not [one for one in objects(secured) if one["level"] == "FORGED"]
 
     def test_prompts_without_texts(self, secured: RunningServer, secrets: MountedSecret) -> None:
@@ -179,7 +182,7 @@ def test_a_prompt_forges_no_line(log_prompts: bool, caplog: pytest.LogCaptureFix
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
-    async def nothing(*_: object) -> dict[str, Any]:
+    async def nothing(*_: object) -> Any:
         return {}
 
     scope = {"type": "http", "method": "POST", "path": "/\nERROR forged", "headers": []}

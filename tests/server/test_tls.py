@@ -17,7 +17,14 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from gptj_predictor.server.tls import CertificateFiles
 from tests.support.secrets import Authority, MountedSecret, tls_flags
-from tests.support.servers import LIVE_PATHS, NAME, READY_PATHS, RunningServer, wait_for
+from tests.support.servers import (
+    LIVE_PATHS,
+    NAME,
+    READY_PATHS,
+    HttpsServer,
+    RunningServer,
+    wait_for,
+)
 
 pytestmark = pytest.mark.process
 
@@ -69,7 +76,7 @@ def test_renewal_and_drain(tmp_path: Path) -> None:
     secret = MountedSecret(tmp_path / "secret", **authorities[0].issue())
     flags = tls_flags(secret)
 
-    with RunningServer(*flags, grpc=True, tls=authorities[0].trusted()) as server:
+    with HttpsServer(authorities[0].trusted(), *flags, grpc=True) as server:
         server.wait_until_ready()
 
         def shown(authority: Authority) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from kserve.errors import InvalidInput
 
-from gptj_predictor.server.generation import GenerationRequest
+from gptj_predictor.engine.request import FinishReason, Timeline
+from gptj_predictor.server.generation import GeneratedText, GenerationRequest
 from gptj_predictor.server.protocols.v1 import format_response, openapi_schema, parse_request
 from gptj_predictor.settings import GenerationParameters, Limits
 from tests.support.bad_bodies import UNREADABLE, body, check_error
@@ -83,6 +84,7 @@ def test_bounds_themselves_are_allowed() -> None:
         "num_return_sequences": [1, 8],
         "stop": ["a" * 64, ["a"] * 4, None],
         "return_full_text": [True, False],
+        "details": [True, False],
     }
     assert set(allowed) == set(GenerationParameters.model_fields)
     for name, values in allowed.items():
@@ -105,7 +107,28 @@ def test_what_an_error_repeats_is_cut() -> None:
     ],
 )
 def test_one_instance_is_flat(texts: list[list[str]], predictions: object) -> None:
-    assert format_response(texts) == {"predictions": predictions}
+    timeline = Timeline(0.0, 0.1, 0.2, 0.3, 3, 4, 2)
+    generated = [
+        [GeneratedText(text, FinishReason.LENGTH, 4, 17, timeline) for text in sequences]
+        for sequences in texts
+    ]
+    sent = body(["p"] * len(texts), return_full_text=False)
+    assert format_response(parse(sent), generated) == {"predictions": predictions}
+
+
+def test_details_come_with_the_text() -> None:
+    timeline = Timeline(0.0, 0.1, 0.2, 0.3, 3, 4, 2)
+    generated = [[GeneratedText("b", FinishReason.STOP_SEQUENCE, 4, 17, timeline)]]
+    details = {
+        "finish_reason": "stop_sequence",
+        "prompt_tokens": 3,
+        "generated_tokens": 4,
+        "cached_tokens": 2,
+        "seed": 17,
+    }
+    assert format_response(parse(body(["a"], details=True)), generated) == {
+        "predictions": [{"generated_text": "ab", "details": details}]
+    }
 
 
 def test_openapi_says_what_errors_say() -> None:

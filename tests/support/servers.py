@@ -107,17 +107,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class RunningServer:
-    """``gptj-predictor serve`` with the given flags; ended with SIGTERM.
-
-    ``tls`` is what the client knows of the server's certificate, if the flags give it one.
-    """
+    """``gptj-predictor serve`` with the given flags; ended with SIGTERM."""
 
     def __init__(
         self,
         *flags: str,
         grpc: bool = False,
         program: str | None = None,
-        tls: ssl.SSLContext | None = None,
         **extra_environment: str,
     ) -> None:
         self.port = free_port()
@@ -131,11 +127,7 @@ class RunningServer:
                 stderr=subprocess.STDOUT,
                 env=environment(**extra_environment),
             )
-        self.tls = tls
-        scheme, verify = ("http", True) if tls is None else ("https", tls)
-        self.client = httpx.Client(
-            base_url=f"{scheme}://127.0.0.1:{self.port}", timeout=120, verify=verify
-        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=120)
 
     def __enter__(self) -> Self:
         return self
@@ -203,3 +195,21 @@ class RunningServer:
         )
         assert response.status_code == 200, response.text
         return response.json()["predictions"]
+
+
+class HttpsServer(RunningServer):
+    """The same with TLS flags."""
+
+    def __init__(self, trusted: ssl.SSLContext, *flags: str, **options: Any) -> None:
+        """Start it.
+
+        Args:
+            trusted: What a client knows that trusts the server's certificate.
+            flags: Of the command; those for TLS among them.
+            options: See :class:`RunningServer`.
+        """
+        super().__init__(*flags, **options)
+        self.trusted = trusted
+        self.client.close()
+        address = f"https://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=address, timeout=120, verify=trusted)

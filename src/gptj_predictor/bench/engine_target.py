@@ -132,7 +132,7 @@ class EngineTarget(Target):
             raise BenchmarkError(str(error)) from error
         finally:
             for handle in handles:
-                handle.cancel()
+                handle.end()
         self._check(collector, len(prompts) * new_tokens)
         if self._engine.stats().num_preemptions != preemptions:
             raise DoesNotFitError("the KV cache was too small to decode all sequences together")

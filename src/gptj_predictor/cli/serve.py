@@ -129,6 +129,9 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     with one_line_errors():
         folder = find_model(settings)
     from gptj_predictor.launch import LaunchPlan
+    from gptj_predictor.server.active_requests import ActiveRequests
+    from gptj_predictor.server.admission import Admission
+    from gptj_predictor.server.drain import Drain
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
     from gptj_predictor.server.process import PredictorServer
@@ -143,20 +146,20 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             max_instances=settings.max_instances,
             max_body_bytes=settings.max_body_bytes,
         )
+        admission = Admission(settings.max_queued_requests, settings.max_queued_tokens)
+        requests = ActiveRequests(admission, settings.max_request_seconds)
+        drain = Drain(
+            requests, delay_seconds=settings.drain_delay, grace_seconds=settings.grace_period
+        )
         predictor = GPTJPredictor(
             name or wire_name(settings.model_id),
             defaults=fit_defaults(defaults, limits),
             limits=limits,
+            requests=requests,
+            drain=drain,
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
-        server = PredictorServer(
-            predictor,
-            flags,
-            receive_timeout_seconds=settings.receive_timeout_seconds,
-            access=access,
-            log_prompts=settings.log_prompts,
-        )
-        server.run()
+        PredictorServer(predictor, drain, flags, settings, access=access).run()
 
 
 def open_access(settings: ServerSettings) -> Access:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
+from gptj_predictor.engine.faults import DeviceFaultError, Fault, classify
 from gptj_predictor.engine.graphs import Capture
+from gptj_predictor.engine.request import Event
 from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
 from gptj_predictor.engine.scheduler import Scheduler, SequenceEvent
 from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
+from gptj_predictor.engine.stats import EngineStats, Meter
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.sampling.params import SamplingParams
@@ -47,21 +51,6 @@ class EngineInfo:
     step_weight_bytes: int  # read by a decode step: all weights but an embedding of its own
     devices: tuple[torch.device, ...]  # that hold the network, in the order of use
     attention: dict[torch.device, str]  # each device's attention by name
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """An engine's state, and its counters since it was made."""
-
-    num_waiting: int  # sequences without a place in the batch
-    num_running: int  # sequences in the batch
-    used_pages: int  # that sequences hold
-    free_pages: int  # that can be handed out, those of the prefix cache included
-    num_steps: int
-    num_generated_tokens: int
-    num_preemptions: int  # how often a sequence lost its pages to an older one
-    num_prefix_query_tokens: int  # tokens of the sequences that joined the batch
-    num_prefix_hit_tokens: int  # how many of them the prefix cache had
 
 
 class EngineCore:
@@ -101,6 +90,8 @@ class EngineCore:
         self._overlap = on_gpu if config.overlap is None else config.overlap
         self._launched: LaunchedStep | None = None
         self._num_steps = 0
+        self._meter = Meter()
+        self._step_started: float | None = None
         unread = 0 if model.tie_word_embeddings else model.vocab_size * model.n_embd * value_bytes
         self._info = EngineInfo(
             config=config,
@@ -118,18 +109,28 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """Its state now. Beside a step, one figure may be a step older than another."""
-        scheduler = self._scheduler
+        scheduler, meter = self._scheduler, self._meter
         return EngineStats(
             num_waiting=len(scheduler.waiting),
             num_running=len(scheduler.running),
             used_pages=scheduler.allocator.num_used,
             free_pages=scheduler.allocator.num_free,
             num_steps=self._num_steps,
+            num_prompt_tokens=meter.num_prompt_tokens,
             num_generated_tokens=scheduler.num_generated_tokens,
             num_preemptions=scheduler.num_preemptions,
-            num_prefix_query_tokens=scheduler.prefix_cache.num_query_tokens,
-            num_prefix_hit_tokens=scheduler.prefix_cache.num_hit_tokens,
+            num_prefix_query_tokens=scheduler.num_prefix_query_tokens,
+            num_prefix_hit_tokens=scheduler.num_prefix_hit_tokens,
+            finished=dict(meter.finished),
+            failures=dict(meter.failures),
+            **meter.histograms(),
         )
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the current step has been running; 0 between steps."""
+        started = self._step_started
+        return 0.0 if started is None else time.monotonic() - started
 
     def prepare(self) -> None:
         """Get ready to step in the calling thread; the first time, capture the graphs."""
@@ -158,11 +159,12 @@ class EngineCore:
         """Queue a sequence that passed :meth:`check`."""
         self._scheduler.add(sequence)
 
-    def cancel(self, sequence: Sequence) -> bool:
+    def end(self, sequence: Sequence, event: Event) -> bool:
         """Take a sequence out and free its pages; whether it had not ended before."""
         if sequence.status is SequenceStatus.FINISHED:
             return False
         self._scheduler.remove(sequence)
+        self._meter.ended(sequence, event, time.monotonic())
         return True
 
     @property
@@ -173,39 +175,66 @@ class EngineCore:
     def step(self) -> list[SequenceEvent]:
         """Schedule and launch a step, then commit its tokens, or with overlap the last one's.
 
-        A step that fails ends its own sequences and no others.
+        A step that fails ends its own sequences and no others; one that memory does not suffice
+        for is undone and split (:meth:`Scheduler.shrink`).
 
         Returns:
-            What happened, at most one event per sequence.
+            What happened, in order; at most one event per sequence beside ``is_scheduled``.
+
+        Raises:
+            DeviceFaultError: no later step can run.
         """
         events: list[SequenceEvent] = []
+        self._step_started = started = time.monotonic()
         chunks, launched = self._scheduler.schedule(), None
+        for chunk in chunks:
+            if chunk.sequence.scheduled is None:
+                self._meter.scheduled(chunk.sequence, started)
+                events.append((chunk.sequence, Event(is_scheduled=True)))
         if chunks:
             self._num_steps += 1
-            with self._failing(chunks, events):
+            self._meter.batch_size.observe(len(chunks))
+            with self._surviving(chunks, events):
                 launched = self._runner.launch(chunks)
         if self._overlap:
             launched, self._launched = self._launched, launched
         if launched is not None:
             results: list[tuple[ScheduledChunk, int]] = []
-            with self._failing(launched.chunks, events):
+            with self._surviving(launched.chunks, events):
                 results = launched.wait()
             events += self._scheduler.commit(results)
         if not self.has_work:
             self._launched = None
+        self._measure(events, started)
+        self._step_started = None
         return events
+
+    def _measure(self, events: list[SequenceEvent], started: float) -> None:
+        now = time.monotonic()
+        self._meter.step_seconds.observe(now - started)
+        self._meter.tokens((s for s, event in events if event.token_id is not None), now)
+        for sequence, event in events:
+            if event.finish_reason is not None:
+                self._meter.ended(sequence, event, now)
 
     def check_invariants(self) -> None:
         """See :meth:`Scheduler.check_invariants`."""
         self._scheduler.check_invariants()
 
     @contextmanager
-    def _failing(self, chunks: list[ScheduledChunk], events: list[SequenceEvent]) -> Iterator[None]:
+    def _surviving(
+        self, chunks: list[ScheduledChunk], events: list[SequenceEvent]
+    ) -> Iterator[None]:
         try:
             yield
-        except RuntimeError as error:  # torch's own, out of memory included
+        except Exception as error:
+            fault = classify(error)
+            if fault is Fault.DEVICE:
+                raise DeviceFaultError(str(error).splitlines()[0]) from error
             logger.error("a step of %d sequences failed", len(chunks), exc_info=error)
-            events += self._scheduler.fail(chunks, str(error))
+            scheduler = self._scheduler
+            react = scheduler.shrink if fault is Fault.OUT_OF_MEMORY else scheduler.fail
+            events += react(chunks, str(error))
 
 
 def _eos_token_ids(configured: int | list[int] | None) -> tuple[int, ...]:

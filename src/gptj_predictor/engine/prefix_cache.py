@@ -31,8 +31,6 @@ class PrefixCache:
 
     def __init__(self, allocator: PageAllocator, *, enabled: bool = True) -> None:
         """If not ``enabled``, nothing is inserted, so nothing is found."""
-        #: Tokens of all sequences that were looked up, and how many of them were found.
-        self.num_query_tokens = self.num_hit_tokens = 0
         self._allocator = allocator
         self._enabled = enabled
         self._nodes: dict[_Key, tuple[int, int]] = {}  # to the node's number and its page
@@ -54,8 +52,6 @@ class PrefixCache:
             node, page = found
             self._allocator.share(table, page)
             cursor = PrefixCursor(cursor.num_pages + 1, node)
-        self.num_query_tokens += len(token_ids)
-        self.num_hit_tokens += cursor.num_pages * size
         return cursor
 
     def insert(

@@ -10,10 +10,24 @@ from dataclasses import dataclass
 class FinishReason(enum.StrEnum):
     """Why a sequence ended."""
 
-    STOP = "stop"  # end of text, or a stop string found by the caller
+    EOS = "eos_token"
     LENGTH = "length"
-    CANCELLED = "cancelled"
     ERROR = "error"
+    # What whoever submitted it may say when it ends the sequence:
+    STOP_SEQUENCE = "stop_sequence"
+    DEADLINE = "deadline"
+    SHUTDOWN = "shutdown"
+    CANCELLED = "cancelled"
+
+
+class Failure(enum.StrEnum):
+    """What made a sequence end with ``FinishReason.ERROR``."""
+
+    OUT_OF_MEMORY = "out_of_memory"  # twice, the second time alone
+    NOT_FINITE = "not_finite"  # its logits
+    STEP = "step"  # an exception in a step
+    SINK = "sink"  # an exception in whoever is told
+    ENGINE = "engine"  # it has died
 
 
 @dataclass(frozen=True)
@@ -22,7 +36,22 @@ class Event:
 
     token_id: int | None = None  # the new token; none if the sequence ended without one
     finish_reason: FinishReason | None = None  # set on the last event, and only there
-    error: str | None = None  # what went wrong, for a log; only with FinishReason.ERROR
+    failure: Failure | None = None  # only with FinishReason.ERROR
+    error: str | None = None  # the same for a log
+    is_scheduled: bool = False  # it has its first place in the batch; nothing else is set then
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When a sequence got how far, in seconds of ``time.monotonic``; ``None``: not so far."""
+
+    submitted: float
+    scheduled: float | None  # its first place in the batch
+    first_token: float | None
+    last_token: float | None
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_cached_tokens: int  # of the prompt, that the prefix cache had when it was first scheduled
 
 
 #: Called from the engine's thread, once per event, in order; it must not block. If it raises, its

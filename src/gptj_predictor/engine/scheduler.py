@@ -1,16 +1,17 @@
 """Which sequences run in the next step, and with how many of their tokens.
 
-The rule, in the order of arrival:
+The rule, in the order of admission:
 
 * Every sequence that decodes gets its next token.
 * Prompts share the step's prefill budget. Each may take half of what is left while others want some
   too; what nobody takes goes to the oldest. So a long prompt stops neither those that decode nor
   those behind it, and the oldest always gets at least half.
-* A waiting sequence starts when there is a place in the batch and pages for its tokens. None
-  overtakes it, with one exception: while a running sequence computes the same prompt, it waits to
-  share the pages, and lets others pass.
+* The next waiting sequence (see ``WaitingQueue``) starts when there is a place in the batch and
+  pages for its tokens. None overtakes it, with one exception: while a running sequence computes
+  the same prompt, it waits to share the pages, and lets others pass.
 * A decoding sequence that needs a page when none is free preempts the youngest, which waits again
-  at its old place and is recomputed later.
+  before all that have not run yet, and is recomputed later.
+* When memory ran out in a step, its prompts wait again, and each is tried with no other beside.
 
 Nobody starves. The oldest sequence is never preempted for another one, and each one that was
 accepted fits the cache alone. So the oldest always ends, and then there is a next oldest.
@@ -20,21 +21,26 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable
+from itertools import islice
 from operator import attrgetter
 
 from gptj_predictor.engine.page_allocator import PageAllocator, PageTable
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCache
-from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
+from gptj_predictor.engine.request import Event, Failure, FinishReason, RequestRefusedError
 from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
+from gptj_predictor.engine.waiting_queue import WaitingQueue
 
-_by_arrival = attrgetter("number")
+_by_number = attrgetter("number")
+
+#: Waiting sequences that one step looks at, so that a long queue does not make it slow.
+MAX_CANDIDATES = 1024
 
 #: A sequence and what happened to it.
 SequenceEvent = tuple[Sequence, Event]
 
 
 class Scheduler:
-    """The queue, the running batch and their pages; both lists are in the order of arrival."""
+    """The queue, the running batch in the order of admission, and their pages."""
 
     def __init__(
         self,
@@ -49,14 +55,16 @@ class Scheduler:
     ) -> None:
         self.allocator = PageAllocator(num_pages, page_size)
         self.prefix_cache = PrefixCache(self.allocator, enabled=enable_prefix_caching)
-        self.waiting: list[Sequence] = []
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self.num_preemptions = self.num_generated_tokens = 0
+        #: Tokens of all sequences that joined the batch, and how many the prefix cache had.
+        self.num_prefix_query_tokens = self.num_prefix_hit_tokens = 0
         self._max_prefill_tokens = max_prefill_tokens
         self._max_pages = self.allocator.pages_for(max_context)
         self._eos_token_ids = eos_token_ids
         self._batch_indices = list(reversed(range(max_batch_size)))
-        self._arrivals = 0
+        self._num_admitted = 0
 
     def check_fits(self, max_length: int) -> None:
         """Refuse what could never end, even with the KV cache to itself.
@@ -72,9 +80,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence that passed :meth:`check_fits`."""
-        self._arrivals += 1
-        sequence.number = self._arrivals
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def schedule(self) -> list[ScheduledChunk]:
         """Choose what the next step computes: one-token chunks first, at most one a sequence."""
@@ -102,11 +108,33 @@ class Scheduler:
     def fail(self, chunks: Iterable[ScheduledChunk], error: str) -> list[SequenceEvent]:
         """Remove the sequences of a failed step; what it wrote to the cache is not to be shared."""
         self.prefix_cache.clear()
-        event = Event(finish_reason=FinishReason.ERROR, error=error)
         failed = [chunk.sequence for chunk in chunks if chunk.is_current]
-        for sequence in failed:
-            self.remove(sequence)
-        return [(sequence, event) for sequence in failed]
+        return [(sequence, self._end(sequence, Failure.STEP, error)) for sequence in failed]
+
+    def shrink(self, chunks: Iterable[ScheduledChunk], error: str) -> list[SequenceEvent]:
+        """Undo a step that memory did not suffice for, so that smaller ones come.
+
+        Its prompts wait again, to be tried alone; if it had none, the younger half of those that
+        decode does. What runs out of memory alone, or a second time, ends.
+        """
+        self.prefix_cache.clear()
+        current = [chunk for chunk in chunks if chunk.is_current]
+        for chunk in current:
+            chunk.sequence.num_cached_tokens -= chunk.num_tokens
+            chunk.sequence.num_in_flight -= chunk.samples
+        too_many = [chunk.sequence for chunk in current if chunk.num_tokens > 1]
+        if not too_many:
+            decoding = sorted((chunk.sequence for chunk in current), key=_by_number)
+            too_many = decoding[len(decoding) // 2 :]
+        events = []
+        for sequence in too_many:
+            if sequence.runs_alone or len(current) == 1:
+                event = self._end(sequence, Failure.OUT_OF_MEMORY, error)
+                events.append((sequence, event))
+            else:
+                sequence.runs_alone = True
+                self._preempt(sequence)
+        return events
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and its pages back."""
@@ -118,12 +146,10 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Assert that the books of scheduler, allocator and prefix cache agree."""
-        for queue, status in (
-            (self.waiting, SequenceStatus.WAITING),
-            (self.running, SequenceStatus.RUNNING),
-        ):
-            assert queue == sorted(queue, key=_by_arrival)
-            assert all(sequence.status is status for sequence in queue)
+        assert all(s.status is SequenceStatus.WAITING for s in self.waiting)
+        assert all(s.status is SequenceStatus.RUNNING for s in self.running)
+        assert self.running == sorted(self.running, key=_by_number)
+        self.waiting.check_invariants()
         tables = [s.page_table for s in self.running if s.page_table is not None]
         for sequence, table in zip(self.running, tables, strict=True):
             assert len(table.pages) * self.allocator.page_size >= sequence.num_cached_tokens
@@ -150,20 +176,22 @@ class Scheduler:
     def _commit_token(self, sequence: Sequence, token_id: int) -> Event:
         sequence.num_in_flight -= 1
         if token_id < 0:
-            self.remove(sequence)
-            error = "the network gave no finite logits"
-            return Event(finish_reason=FinishReason.ERROR, error=error)
+            return self._end(sequence, Failure.NOT_FINITE, "the network gave no finite logits")
         sequence.token_ids.append(token_id)
         self.num_generated_tokens += 1
         self._insert_prefix(sequence, sequence.num_cached_tokens)
         reason = None
         if token_id in self._eos_token_ids:
-            reason = FinishReason.STOP
+            reason = FinishReason.EOS
         elif len(sequence.token_ids) >= sequence.params.max_length:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.remove(sequence)
         return Event(token_id, reason)
+
+    def _end(self, sequence: Sequence, failure: Failure, error: str) -> Event:
+        self.remove(sequence)
+        return Event(finish_reason=FinishReason.ERROR, failure=failure, error=error)
 
     def _insert_prefix(self, sequence: Sequence, num_cached_tokens: int) -> None:
         assert sequence.page_table is not None
@@ -177,9 +205,7 @@ class Scheduler:
         assert table is not None
         while not self.allocator.extend(table, sequence.num_tokens, params.max_length):
             youngest = self.running[-1]
-            self._leave_batch(youngest)
-            self.num_preemptions += 1
-            insort(self.waiting, youngest, key=_by_arrival)
+            self._preempt(youngest)
             if youngest is sequence:
                 return False
         return True
@@ -187,21 +213,35 @@ class Scheduler:
     def _share_prefill(self, counts: dict[Sequence, int]) -> None:
         budget = self._max_prefill_tokens
         prefilling = [s for s in self.running if s.num_pending_tokens > 1]
+        if any(s.runs_alone for s in prefilling):
+            prefilling = [next(s for s in prefilling if s.runs_alone)]
         for sequence in prefilling:
-            others = sequence is not prefilling[-1] or bool(self.waiting and self._batch_indices)
+            others = not sequence.runs_alone and (
+                sequence is not prefilling[-1] or bool(self.waiting and self._batch_indices)
+            )
             budget -= self._take_chunk(sequence, budget, counts, others=others)
-        for sequence in list(self.waiting):
+        prefills = bool(prefilling)
+        for sequence in self._candidates():
             if not budget or not self._batch_indices:
+                break
+            # Nothing beside one that is to run alone, which waits until nothing else prefills.
+            if prefills and (sequence.runs_alone or prefilling[0].runs_alone):
                 break
             if self._will_share_with_running(sequence, counts):
                 continue
             if not self._admit(sequence):
                 break
-            others = bool(self.waiting and self._batch_indices)
+            prefilling.append(sequence)
+            prefills = True
+            others = not sequence.runs_alone and bool(self.waiting and self._batch_indices)
             budget -= self._take_chunk(sequence, budget, counts, others=others)
         for sequence in list(counts):
             if budget and sequence.num_pending_tokens > counts[sequence]:
                 budget -= self._take_chunk(sequence, budget, counts, others=False)
+
+    def _candidates(self) -> list[Sequence]:
+        """The next waiting sequences, if there is a place for any."""
+        return list(islice(self.waiting, MAX_CANDIDATES)) if self._batch_indices else []
 
     def _take_chunk(
         self, sequence: Sequence, budget: int, counts: dict[Sequence, int], *, others: bool
@@ -247,13 +287,25 @@ class Scheduler:
         ):
             allocator.release(table)
             return False
-        self.waiting.remove(sequence)
+        self.waiting.admit(sequence)
+        num_hit_tokens = prefix.num_pages * allocator.page_size
+        self.num_prefix_query_tokens += sequence.num_tokens
+        self.num_prefix_hit_tokens += num_hit_tokens
+        if not sequence.number:
+            self._num_admitted += 1
+            sequence.number = self._num_admitted
+            sequence.num_prefix_hit_tokens = num_hit_tokens
         sequence.status = SequenceStatus.RUNNING
         sequence.page_table, sequence.prefix = table, prefix
-        sequence.num_cached_tokens = prefix.num_pages * allocator.page_size
+        sequence.num_cached_tokens = num_hit_tokens
         sequence.batch_index = self._batch_indices.pop()
-        insort(self.running, sequence, key=_by_arrival)
+        insort(self.running, sequence, key=_by_number)
         return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave_batch(sequence)
+        self.num_preemptions += 1
+        self.waiting.put_back(sequence)
 
     def _leave_batch(self, sequence: Sequence) -> None:
         assert sequence.page_table is not None

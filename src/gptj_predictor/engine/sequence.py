@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCursor
+from gptj_predictor.engine.request import Timeline
 from gptj_predictor.sampling.params import SamplingParams
 
 SequenceStatus = enum.Enum("SequenceStatus", ["WAITING", "RUNNING", "FINISHED"])
@@ -18,7 +20,9 @@ class Sequence:
 
     token_ids: list[int]  # prompt and output, as far as they are known on the host
     params: SamplingParams
-    number: int = 0  # its place in the order of arrival, from 1
+    caller: str = ""  # whose turn it takes in the queue
+    submitted: float = field(default_factory=time.monotonic)
+    number: int = 0  # its place in the order of first admission, from 1; 0 before it
     status: SequenceStatus = SequenceStatus.WAITING
     batch_index: int = -1  # its place in the running batch, while it runs
     page_table: PageTable | None = None  # its pages of the KV cache, while it runs
@@ -26,6 +30,16 @@ class Sequence:
     num_cached_tokens: int = 0  # with keys and values in the KV cache once launched steps have run
     num_in_flight: int = 0  # tokens that were launched and are not known on the host yet
     epoch: int = 0  # goes up when it leaves the batch; results of earlier steps are dropped
+    runs_alone: bool = False  # memory ran out; its prompt is tried again with no other beside
+    num_prompt_tokens: int = field(init=False)
+    num_prefix_hit_tokens: int = 0  # of the prompt, when it was first admitted
+    scheduled: float | None = None  # when; see Timeline
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def __post_init__(self) -> None:
+        """Note the prompt's length."""
+        self.num_prompt_tokens = len(self.token_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -41,6 +55,19 @@ class Sequence:
     def is_exhausted(self) -> bool:
         """Whether its last token is already in flight."""
         return self.num_tokens >= self.params.max_length
+
+    @property
+    def timeline(self) -> Timeline:
+        """How far it got when."""
+        return Timeline(
+            submitted=self.submitted,
+            scheduled=self.scheduled,
+            first_token=self.first_token,
+            last_token=self.last_token,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_generated_tokens=len(self.token_ids) - self.num_prompt_tokens,
+            num_cached_tokens=self.num_prefix_hit_tokens,
+        )
 
 
 @dataclass(frozen=True)

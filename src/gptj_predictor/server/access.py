@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.server.api_keys import ApiKeys
 from gptj_predictor.server.callers import CALLER, ForwardedFor
-from gptj_predictor.server.middleware import header, refusal_reason
+from gptj_predictor.server.middleware import header, note_refusal, refusal_reason
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ class RequireKey:
         elif not self._is_open(scope):
             text = UNKNOWN_KEY if authorization else NO_KEY
             refusal_reason(scope, text)
+            note_refusal(scope, "unauthenticated")
             refusal = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return

@@ -15,11 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
-from gptj_predictor.engine.request import EngineDeadError
-from gptj_predictor.server.middleware import refusal_reason
-
-#: Seconds that a client is told to wait before it asks again.
-RETRY_AFTER_SECONDS = 5
+from gptj_predictor.engine.request import EngineDeadError, FinishReason
+from gptj_predictor.server.admission import QueueFullError
+from gptj_predictor.server.generation import EndedEarlyError, OutOfMemoryError
+from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, note_refusal, refusal_reason
 
 _STATUS = {
     InvalidInput: 400,
@@ -48,6 +47,9 @@ def add_error_handlers(app: Starlette) -> None:
         app.add_exception_handler(kind, _answer_known)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(EngineDeadError, _answer_engine_dead)
+    app.add_exception_handler(QueueFullError, _answer_queue_full)
+    app.add_exception_handler(OutOfMemoryError, _answer_out_of_memory)
+    app.add_exception_handler(EndedEarlyError, _answer_ended_early)
     app.add_exception_handler(ClientDisconnect, _pass_on)
     app.add_exception_handler(Exception, _answer_unknown)
 
@@ -72,6 +74,26 @@ async def _answer_engine_dead(request: Request, error: Exception) -> JSONRespons
     return _response(request, 503, "the engine has stopped; the server needs a restart")
 
 
+async def _answer_queue_full(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, QueueFullError)
+    note_refusal(request.scope, error.refusal)
+    return _response(request, 429, str(error), {"Retry-After": str(error.retry_after)})
+
+
+async def _answer_out_of_memory(request: Request, error: Exception) -> JSONResponse:
+    return _response(request, 503, "the device ran out of memory; a shorter request may fit")
+
+
+async def _answer_ended_early(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, EndedEarlyError)
+    if error.reason is FinishReason.CANCELLED:
+        raise ClientDisconnect from error
+    if error.reason is FinishReason.DEADLINE:
+        return _response(request, 504, "the request's time was over before its first token")
+    note_refusal(request.scope, "draining")
+    return _response(request, 503, "the server stops; the request had not begun")
+
+
 async def _pass_on(request: Request, error: Exception) -> JSONResponse:
     raise error  # there is nobody left to answer; RequestLog notes it
 
@@ -85,6 +107,6 @@ def _response(
 ) -> JSONResponse:
     headers = headers or {}
     if status == 503:
-        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     refusal_reason(request.scope, text)
     return JSONResponse({"error": text}, status_code=status, headers=headers)

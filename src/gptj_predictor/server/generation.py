@@ -6,12 +6,21 @@ import asyncio
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.engine import Engine, Handle
-from gptj_predictor.engine.request import Event, FinishReason, RequestRefusedError
+from gptj_predictor.engine.request import (
+    EngineDeadError,
+    Event,
+    Failure,
+    FinishReason,
+    RequestRefusedError,
+    Timeline,
+)
 from gptj_predictor.sampling.params import SamplingParams
+from gptj_predictor.server.active_requests import ActiveRequest
 from gptj_predictor.settings import GenerationParameters, LengthError
 from gptj_predictor.tokenizer import Detokenizer, Tokenizer
 
@@ -31,6 +40,14 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class GenerationCall:
+    """A request and what may end it early."""
+
+    request: GenerationRequest
+    active: ActiveRequest
+
+
+@dataclass(frozen=True)
 class TokenizedPrompt:
     """One instance, ready for the engine: ``params`` differ between its sequences in the seed."""
 
@@ -39,8 +56,35 @@ class TokenizedPrompt:
     params: tuple[SamplingParams, ...]
 
 
+@dataclass(frozen=True)
+class GeneratedText:
+    """One sequence's text and how it came about."""
+
+    text: str  # without the prompt
+    finish_reason: FinishReason
+    num_generated_tokens: int  # that the text was made of
+    seed: int
+    timeline: Timeline
+
+
 class GenerationFailedError(RuntimeError):
     """The engine could not finish a sequence; the text is for the log, not for the client."""
+
+
+class OutOfMemoryError(GenerationFailedError):
+    """The device's memory did not suffice, although the sequence was tried alone."""
+
+
+class EndedEarlyError(RuntimeError):
+    """The request has ended before any of its sequences had a token.
+
+    Attributes:
+        reason: ``DEADLINE``, ``SHUTDOWN`` or ``CANCELLED``.
+    """
+
+    def __init__(self, reason: FinishReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
 
 
 class TextGenerator:
@@ -50,13 +94,17 @@ class TextGenerator:
         self.engine = engine
         self._tokenizer = tokenizer
 
-    async def tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
+    async def tokenize(self, call: GenerationCall) -> list[TokenizedPrompt]:
         """Tokenize all prompts and decide their lengths, in a thread beside the event loop.
 
         Raises:
             InvalidInput: a prompt is too long for its ``max_length``, or lengths contradict.
+            QueueFullError: the queue has no room for so many tokens.
         """
-        return await asyncio.to_thread(self._tokenize, request)
+        prompts = await asyncio.to_thread(self._tokenize, call.request)
+        num_tokens = sum(len(prompt.token_ids) * len(prompt.params) for prompt in prompts)
+        call.active.ticket.add_tokens(num_tokens)
+        return prompts
 
     def _tokenize(self, request: GenerationRequest) -> list[TokenizedPrompt]:
         parameters = request.parameters
@@ -93,43 +141,44 @@ class TextGenerator:
         return token_id
 
     async def generate(
-        self, prompts: Sequence[TokenizedPrompt], parameters: GenerationParameters
-    ) -> list[list[str]]:
+        self, prompts: Sequence[TokenizedPrompt], call: GenerationCall
+    ) -> list[list[GeneratedText]]:
         """Generate all sequences of all prompts together.
+
+        If the request ends early, its texts are what there is.
 
         Returns:
             For every prompt, its texts in order.
 
         Raises:
             InvalidInput: a sequence can never fit the KV cache.
+            EndedEarlyError: there is no text at all.
             GenerationFailedError: the engine failed on one of them; the others are cancelled.
             EngineDeadError: the engine does not run.
         """
-        streams: list[_TextStream] = []
+        active, streams = call.active, list[_TextStream]()
         try:
-            for prompt in prompts:
-                for params in prompt.params:
-                    streams.append(self._start(prompt, params, parameters))
-            texts = iter(await asyncio.gather(*(stream.text() for stream in streams)))
+            if active.ended is None:  # while its prompts were tokenized
+                for prompt in prompts:
+                    streams += [self._start(prompt, params, call) for params in prompt.params]
+            active.on_end(partial(_end_all, streams))
+            texts = await asyncio.gather(*(stream.result() for stream in streams))
         except RequestRefusedError as error:
             raise InvalidInput(f"parameters.max_length: {error}") from error
         finally:
             for stream in streams:
                 stream.cancel()
-        return [
-            [
-                (prompt.text if parameters.return_full_text else "") + next(texts)
-                for _ in prompt.params
-            ]
-            for prompt in prompts
-        ]
+        if active.ended is not None and not any(text.num_generated_tokens for text in texts):
+            raise EndedEarlyError(active.ended)
+        rest = iter(texts)
+        return [[next(rest) for _ in prompt.params] for prompt in prompts]
 
     def _start(
-        self, prompt: TokenizedPrompt, params: SamplingParams, parameters: GenerationParameters
+        self, prompt: TokenizedPrompt, params: SamplingParams, call: GenerationCall
     ) -> _TextStream:
-        stop = parameters.stop_strings
-        stream = _TextStream(Detokenizer(self._tokenizer, stop), may_stop=bool(stop))
-        stream.handle = self.engine.submit(prompt.token_ids, params, stream.put)
+        stream = _TextStream(self._tokenizer, prompt, params, call)
+        caller = call.active.caller
+        stream.handle = self.engine.submit(prompt.token_ids, params, stream.put, caller)
         return stream
 
 
@@ -140,36 +189,83 @@ class _TextStream:
     the text may end: at every token if there are stop strings, else at the last one.
     """
 
-    def __init__(self, detokenizer: Detokenizer, *, may_stop: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: TokenizedPrompt,
+        params: SamplingParams,
+        call: GenerationCall,
+    ) -> None:
+        stop = call.request.parameters.stop_strings
         self.handle: Handle | None = None
-        self._detokenizer = detokenizer
-        self._may_stop = may_stop
+        self._detokenizer = Detokenizer(tokenizer, stop)
+        self._may_stop = bool(stop)
+        self._active = call.active
+        self._num_prompt_tokens = len(prompt.token_ids)
+        self._seed = params.seed
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Event] = []  # the engine's thread alone uses it
         self._batches: asyncio.Queue[list[Event]] = asyncio.Queue()
-        self._ended = False
+        self._finish_reason: FinishReason | None = None
 
     def put(self, event: Event) -> None:
         """Take an event; called in the engine's thread."""
+        if event.is_scheduled:
+            self._active.ticket.started(self._num_prompt_tokens)
+            return
         self._waiting.append(event)
         if self._may_stop or event.finish_reason is not None:
             batch, self._waiting = self._waiting, []
             self._loop.call_soon_threadsafe(self._batches.put_nowait, batch)
 
+    def end(self, reason: FinishReason) -> None:
+        """End the sequence early; with ``ERROR`` without the engine, which hangs."""
+        if reason is FinishReason.ERROR:
+            self._batches.put_nowait([Event(finish_reason=reason, failure=Failure.ENGINE)])
+        elif self.handle is not None:
+            self.handle.end(reason)
+
     def cancel(self) -> None:
         """Stop the sequence if it still runs."""
-        if self.handle is not None and not self._ended:
-            self.handle.cancel()
+        if self._finish_reason is None:
+            self.end(FinishReason.CANCELLED)
 
-    async def text(self) -> str:
+    async def result(self) -> GeneratedText:
         """Wait for the end, or for a stop string, and return the text."""
-        parts = []
-        while not self._ended and not self._detokenizer.stopped:
+        parts, num_tokens = [], 0
+        while self._finish_reason is None:
             for event in await self._batches.get():
-                self._ended = event.finish_reason is not None
-                if event.finish_reason in (FinishReason.ERROR, FinishReason.CANCELLED):
-                    raise GenerationFailedError(event.error or event.finish_reason)
+                self._finish_reason = event.finish_reason
+                if event.finish_reason is FinishReason.ERROR:
+                    raise _failed(event)
                 if event.token_id is not None:
                     parts.append(self._detokenizer.add(event.token_id))
+                    num_tokens += 1
+                if self._detokenizer.stopped:
+                    self.end(FinishReason.STOP_SEQUENCE)
+                    self._finish_reason = FinishReason.STOP_SEQUENCE
+                    break
+        if self._finish_reason is FinishReason.CANCELLED and self._active.ended is None:
+            raise EngineDeadError("the engine was stopped")
+        assert self.handle is not None
         parts.append(self._detokenizer.finish())
-        return "".join(parts)
+        return GeneratedText(
+            text="".join(parts),
+            finish_reason=self._finish_reason,
+            num_generated_tokens=num_tokens,
+            seed=self._seed,
+            timeline=self.handle.timeline,
+        )
+
+
+def _end_all(streams: list[_TextStream], reason: FinishReason) -> None:
+    for stream in streams:
+        stream.end(reason)
+
+
+def _failed(event: Event) -> Exception:
+    if event.failure is Failure.ENGINE:
+        return EngineDeadError("the engine has stopped")
+    if event.failure is Failure.OUT_OF_MEMORY:
+        return OutOfMemoryError(event.error)
+    return GenerationFailedError(event.error)

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,26 +26,30 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 #: Probes and scrapes come every few seconds; they are logged only on a failure.
 QUIET_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+")
 
+#: Seconds that a client is told to wait where nothing better is known.
+RETRY_AFTER_SECONDS = 5
+
 _REASON = "gptj_predictor.reason"
+_REFUSAL = "gptj_predictor.refusal"
 _TEXTS = "gptj_predictor.texts"
 
 
 def request_middleware(
     app: ASGIApp,
     max_body_bytes: int,
-    guard: Callable[[ASGIApp], ASGIApp],
+    gate: Callable[[ASGIApp], ASGIApp],
     *,
-    log_prompts: bool,
+    log_prompts: bool = False,
 ) -> ASGIApp:
-    """Wrap an application: the id outermost, then the log line, then who may ask, then the limits.
+    """Wrap an application: the id outermost, then the log line, the gate, the body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
-        guard: Wraps an application with what finds the caller and turns away strangers.
+        gate: Wraps an application with what lets requests in.
         log_prompts: Whether the log gets prompts and texts.
     """
-    return RequestId(RequestLog(guard(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts))
+    return RequestId(RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -57,6 +62,46 @@ def note_texts(
 ) -> None:
     """Leave prompts, and their texts once there are some, for the log: see ``--log_prompts``."""
     scope[_TEXTS] = {"prompts": prompts, "texts": texts}
+
+
+def note_refusal(scope: Scope, refusal: str) -> None:
+    """Leave the kind of refusal, one word, for whoever counts them."""
+    scope[_REFUSAL] = refusal
+
+
+async def refuse(
+    scope: Scope,
+    send: Send,
+    status: int,
+    text: str,
+    refusal: str,
+    retry_after: int,
+    *,
+    close: bool = False,
+) -> None:
+    """Answer without the application, which has not seen the request.
+
+    Args:
+        scope: The request's.
+        send: Its.
+        status: Of the answer.
+        text: What the client and the log are told.
+        refusal: See :func:`note_refusal`.
+        retry_after: Seconds.
+        close: Whether the connection ends with the answer.
+    """
+    refusal_reason(scope, text)
+    note_refusal(scope, refusal)
+    body = orjson.dumps({"error": text})
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(retry_after).encode()),
+    ]
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class RequestId:

@@ -11,8 +11,14 @@ from grpc_interceptor.exceptions import Unimplemented
 from kserve.errors import ModelNotReady
 
 from gptj_predictor.common.threads import in_daemon_thread
+from gptj_predictor.engine.core import EngineInfo
+from gptj_predictor.engine.request import FinishReason
+from gptj_predictor.engine.stats import EngineStats
+from gptj_predictor.server.active_requests import ActiveRequests
+from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import (
-    GenerationRequest,
+    GeneratedText,
+    GenerationCall,
     TextGenerator,
     TokenizedPrompt,
 )
@@ -30,6 +36,8 @@ class GPTJPredictor(kserve.Model):
         *,
         defaults: GenerationParameters,
         limits: Limits,
+        requests: ActiveRequests,
+        drain: Drain,
         load: Callable[[], TextGenerator],
     ) -> None:
         """Prepare; nothing is loaded yet.
@@ -38,14 +46,19 @@ class GPTJPredictor(kserve.Model):
             name: The model's name in URLs.
             defaults: What a request does not say.
             limits: What a request may ask for.
+            requests: Those that the server is working on.
+            drain: Whether the server is about to end.
             load: Loads the weights and starts the engine. It may take minutes.
         """
         super().__init__(name)
         self.engine = True  # tells kserve to run start_engine beside the servers
         self.defaults = defaults
         self.limits = limits
+        self.requests = requests
+        self._drain = drain
         self._load = load
         self._generator: TextGenerator | None = None
+        self._is_lost = False
 
     async def start_engine(self) -> None:
         """Load in a thread, so that probes are answered meanwhile; then the model is ready."""
@@ -58,42 +71,80 @@ class GPTJPredictor(kserve.Model):
         return self.ready
 
     def stop_engine(self) -> None:
-        """Stop generating."""
+        """Stop generating; a lost engine's thread is left as it is."""
         self.ready = False
-        if self._generator is not None:
+        if self._generator is not None and not self._is_lost:
             self._generator.engine.stop()
 
+    def lose_engine(self) -> None:
+        """Answer what waits for an engine that will not: it has died or hangs."""
+        self._is_lost = True
+        self.requests.end_all(FinishReason.ERROR)
+
     async def healthy(self) -> bool:
-        """Weights loaded and the engine running."""
-        return self.ready and self.alive
+        """Weights loaded, the engine running, and the server not about to end."""
+        return self.ready and self.alive and not self._drain.has_begun
 
     @property
     def alive(self) -> bool:
-        """False once a loaded engine has died: only a restart helps."""
-        return self._generator is None or self._generator.engine.alive
+        """False once a loaded engine has died or hangs: only a restart helps."""
+        if self._generator is None:
+            return True
+        return self._generator.engine.alive and not self._is_lost
+
+    @property
+    def engine_stats(self) -> EngineStats | None:
+        """The engine's state and counters, once it is loaded."""
+        return None if self._generator is None else self._generator.engine.stats()
+
+    @property
+    def engine_info(self) -> EngineInfo | None:
+        """What the engine is, once it is loaded."""
+        return None if self._generator is None else self._generator.engine.info()
+
+    def trouble(self, step_timeout_seconds: float) -> str | None:
+        """What is wrong with the engine, in one line; ``None`` while it is fine.
+
+        Args:
+            step_timeout_seconds: What a step may take; 0 for any time.
+        """
+        if self._generator is None:
+            return None
+        engine = self._generator.engine
+        if not engine.alive:
+            return f"the engine died: {engine.cause_of_death or 'its thread is gone'}"
+        seconds = engine.step_seconds
+        if step_timeout_seconds and seconds > step_timeout_seconds:
+            return f"the engine hangs: a step has been running for {seconds:.0f} s"
+        return None
 
     async def preprocess(
         self, payload: object, headers: dict[str, str] | None = None
-    ) -> tuple[GenerationRequest, list[TokenizedPrompt]]:
+    ) -> tuple[GenerationCall, list[TokenizedPrompt]]:
         """Tokenize.
 
         Raises:
             InvalidInput: see :meth:`TextGenerator.tokenize`.
+            QueueFullError: the same.
             Unimplemented: the request came over a protocol that is not served.
         """
-        if not isinstance(payload, GenerationRequest):
+        if not isinstance(payload, GenerationCall):
             raise Unimplemented("only the V1 protocol is served")
         return payload, await self._loaded().tokenize(payload)
 
     async def predict(
         self,
-        payload: tuple[GenerationRequest, list[TokenizedPrompt]],
+        payload: tuple[GenerationCall, list[TokenizedPrompt]],
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
-    ) -> list[list[str]]:
-        """Generate: texts per prompt, in order."""
-        request, prompts = payload
-        return await self._loaded().generate(prompts, request.parameters)
+    ) -> list[list[GeneratedText]]:
+        """Generate: texts per prompt, in order.
+
+        Raises:
+            Exception: see :meth:`TextGenerator.generate`.
+        """
+        call, prompts = payload
+        return await self._loaded().generate(prompts, call)
 
     def _loaded(self) -> TextGenerator:
         if self._generator is None:

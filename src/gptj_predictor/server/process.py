@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import signal
 from argparse import Namespace
+from functools import partial
+from types import FrameType
 from typing import Any
 
 import kserve
 from kserve.protocol.rest.server import RESTServer
 
+from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.access import Access
+from gptj_predictor.server.drain import Drain
+from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.middleware import receive_deadline, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.server.tls import CertificateFiles
+from gptj_predictor.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+#: All of them drain; a second SIGINT, as a second Ctrl-C, does not wait.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+SECOND_SIGINT_EXIT_CODE = 128 + signal.SIGINT
+
+#: Seconds between two looks at the engine.
+WATCH_SECONDS = 0.25
+
+#: Seconds in which those that wait for a lost engine get their answers.
+LAST_ANSWERS_SECONDS = 1.0
 
 
 class PredictorRESTServer(RESTServer):
-    """kserve's REST server around our application instead of its own."""
+    """kserve's REST server around our application; it leaves signals to :class:`Drain`."""
 
     def __init__(
         self,
@@ -34,6 +56,8 @@ class PredictorRESTServer(RESTServer):
         self.config.ws = "none"
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
+        # uvicorn would close the port at once; see Drain.
+        self._server.capture_signals = contextlib.nullcontext
 
     def create_application(self) -> None:
         """Nothing to add: the application came complete."""
@@ -46,7 +70,7 @@ class PredictorRESTServer(RESTServer):
         await super().start()
 
     def stop(self) -> None:
-        """Stop accepting, let running requests end within the grace period. Signal-safe."""
+        """Close the port and idle connections; those with an answer to send end after it."""
         self._server.should_exit = True
 
 
@@ -56,20 +80,20 @@ class PredictorServer(kserve.ModelServer):
     def __init__(
         self,
         predictor: GPTJPredictor,
+        drain: Drain,
         flags: Namespace,
+        settings: ServerSettings,
         *,
-        receive_timeout_seconds: float,
         access: Access,
-        log_prompts: bool,
     ) -> None:
         """Set up; nothing listens yet.
 
         Args:
             predictor: The one model.
+            drain: What a signal begins.
             flags: kserve's own flags, parsed.
-            receive_timeout_seconds: Seconds for a request to arrive whole.
+            settings: The server's.
             access: Who may ask.
-            log_prompts: Whether the log gets prompts and texts.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -80,12 +104,18 @@ class PredictorServer(kserve.ModelServer):
             enable_latency_logging=flags.enable_latency_logging,
             event_loop=flags.event_loop,
             timeout_keep_alive=flags.timeout_keep_alive,
+            # What uvicorn waits once the drain is over.
+            grace_period=max(1, int(drain.margin_seconds / 4)),
             ssl_certfile=flags.ssl_certfile,
             ssl_keyfile=flags.ssl_keyfile,
         )
         self._predictor = predictor
+        self._drain = drain
         self._flags = flags
         self._access = access
+        self._step_timeout_seconds = settings.step_timeout_seconds
+        self._ending: asyncio.Task[None] | None = None
+        self._trouble: str | None = None
         self.register_model(predictor)
         predictor.enable_latency_logging = self.enable_latency_logging
         self.dataplane = TruthfulDataPlane(self.registered_models, predictor)
@@ -96,9 +126,13 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
+        gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
-                app, predictor.limits.max_body_bytes, access.guard, log_prompts=log_prompts
+                app,
+                settings.max_body_bytes,
+                lambda inner: access.guard(gate(inner)),
+                log_prompts=settings.log_prompts,
             ),
             self.dataplane,
             self.model_repository_extension,
@@ -108,25 +142,41 @@ class PredictorServer(kserve.ModelServer):
             timeout_keep_alive=self.timeout_keep_alive,
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
-            receive_timeout_seconds=receive_timeout_seconds,
+            receive_timeout_seconds=settings.receive_timeout_seconds,
             certificate=CertificateFiles.of(flags),
         )
 
     def run(self) -> None:
-        """Serve until a signal ends it.
+        """Serve until a signal ends it and all is answered.
 
         Raises:
+            EngineDeadError: the engine died or hangs; those that waited for it have been told.
             Exception: whatever loading the model or binding a port raised; nothing listens then.
         """
-        self.register_signal_handler()
         try:
             with asyncio.Runner(loop_factory=self._rest.config.get_loop_factory()) as runner:
+                loop = runner.get_loop()
+                for number in SIGNALS:
+                    signal.signal(number, partial(self._on_signal, loop))
                 runner.run(self._serve_all())
         except SystemExit as error:  # uvicorn's way to say that it cannot listen, logged by it
             raise OSError(f"cannot listen on HTTP port {self.http_port}") from error
+        if self._trouble is not None:
+            raise EngineDeadError(self._trouble)
 
-    def stop(self, sig: int) -> None:
-        """Begin to stop; called from the signal handler."""
+    def _on_signal(
+        self, loop: asyncio.AbstractEventLoop, number: int, frame: FrameType | None
+    ) -> None:
+        if number == signal.SIGINT and self._ending is not None:
+            os._exit(SECOND_SIGINT_EXIT_CODE)
+        loop.call_soon_threadsafe(self._begin_to_end)
+
+    def _begin_to_end(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        await self._drain.run(is_ready=lambda: self._predictor.ready)
         self._rest.stop()
 
     async def _serve_all(self) -> None:
@@ -142,17 +192,29 @@ class PredictorServer(kserve.ModelServer):
             self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))
         self.servers.append(asyncio.create_task(self._predictor.start_engine()))
         http = asyncio.create_task(self._rest.start())
+        watch = asyncio.create_task(self._watch_engine())
         for task in self.servers:
             task.add_done_callback(self._stop_on_failure)
         try:
             await http
         finally:
+            watch.cancel()
             self._predictor.stop_engine()
             if self._grpc_server is not None:
                 await self._grpc_server.stop()
         for task in self.servers:
             if task.done():
                 task.result()
+
+    async def _watch_engine(self) -> None:
+        """End the process when only a restart helps, after all that wait have been told."""
+        while (trouble := self._predictor.trouble(self._step_timeout_seconds)) is None:
+            await asyncio.sleep(WATCH_SECONDS)
+        self._trouble = trouble
+        logger.error("%s; the process ends", trouble)
+        self._predictor.lose_engine()
+        await asyncio.sleep(LAST_ANSWERS_SECONDS)
+        self._rest.stop()
 
     def _stop_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:

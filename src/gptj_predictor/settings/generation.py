@@ -65,6 +65,10 @@ class GenerationParameters(BaseModel):
         True, description="Whether generated_text begins with the prompt."
     )
 
+    details: bool = Field(
+        False, description="Whether each text comes with how it ended, its tokens and its seed."
+    )
+
     def over(self, defaults: GenerationParameters) -> GenerationParameters:
         """These parameters where they were given, and the defaults elsewhere.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gptj_predictor.settings.metadata import UnsetMeans
+from gptj_predictor.settings.metadata import UnsetMeans, ZeroMeans
 from gptj_predictor.settings.names import DEFAULT_MODEL_ID, MOUNTED_MODEL, TAG_PATTERN
 
 #: Prompt tokens in one step where nothing is set. On a GPU 2,048 tokens fill its arithmetic units;
@@ -126,6 +126,40 @@ class ServerSettings(BaseModel):
         True, description="Keep and share the KV cache of prompts that begin alike."
     )
     cuda_graphs: bool = Field(True, description="Replay decoding from CUDA graphs on a GPU.")
+    max_queued_requests: int = Field(
+        512,
+        ge=1,
+        description="Requests that wait for their first place in the batch; more are refused.",
+    )
+    max_queued_tokens: int = Field(
+        500_000,
+        ge=1,
+        description="Prompt tokens that wait for a place in the batch; more are refused.",
+    )
+    max_request_seconds: float = Field(
+        3600,
+        gt=0,
+        description="Seconds that a request may take. A client may ask for less with the header "
+        "x-request-timeout.",
+    )
+    drain_delay: float = Field(
+        0,
+        ge=0,
+        description="Seconds after a signal in which new requests are still served, because "
+        "routers learn late that the server is not ready.",
+    )
+    grace_period: float = Field(
+        30,
+        gt=0,
+        description="Seconds from a signal to the end of the process. Shortly before it, running "
+        "texts end with what they have.",
+    )
+    step_timeout_seconds: Annotated[float, ZeroMeans("off")] = Field(
+        300,
+        ge=0,
+        description="Seconds that a step may take. After them the server counts as hanging: it "
+        "ends, with exit code 1.",
+    )
     max_instances: int = Field(32, ge=1, description="Prompts in one request.")
     max_body_bytes: int = Field(
         2_000_000, ge=1, description="Maximum size of a request's body in bytes."

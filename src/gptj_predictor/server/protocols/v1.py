@@ -9,7 +9,8 @@ import orjson
 from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gptj_predictor.server.generation import GenerationRequest
+from gptj_predictor.engine.request import FinishReason
+from gptj_predictor.server.generation import GeneratedText, GenerationRequest
 from gptj_predictor.settings import GenerationParameters, Limits, OrderError
 
 #: How much of a bad value an error repeats.
@@ -27,16 +28,30 @@ class V1Request(BaseModel):
     )
 
 
-class GeneratedText(BaseModel):
-    """One generated sequence."""
+class Details(BaseModel):
+    """How a text came about."""
+
+    finish_reason: FinishReason = Field(
+        description="eos_token, length, stop_sequence, deadline (the request's time was over) or "
+        "shutdown (the server stopped)."
+    )
+    prompt_tokens: int = Field(description="Tokens of the prompt.")
+    generated_tokens: int = Field(description="Tokens that were generated.")
+    cached_tokens: int = Field(description="Tokens of the prompt that the prefix cache had.")
+    seed: int = Field(description="Gives the same text again.")
+
+
+class Prediction(BaseModel):
+    """One generated sequence; details only if they were asked for."""
 
     generated_text: str
+    details: Details | None = None
 
 
 class V1Response(BaseModel):
     """A V1 response: one instance's sequences, or a list of them per instance."""
 
-    predictions: list[GeneratedText] | list[list[GeneratedText]]
+    predictions: list[Prediction] | list[list[Prediction]]
 
 
 class ErrorResponse(BaseModel):
@@ -95,10 +110,29 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
     return GenerationRequest(tuple(request.instances), parameters)
 
 
-def format_response(texts: list[list[str]]) -> dict[str, Any]:
+def format_response(request: GenerationRequest, texts: list[list[GeneratedText]]) -> dict[str, Any]:
     """Texts per prompt as a body; a single instance is flat, as the tutorial shows it."""
-    predictions = [[{"generated_text": text} for text in sequences] for sequences in texts]
+    predictions = [
+        [_prediction(prompt, text, request.parameters) for text in sequences]
+        for prompt, sequences in zip(request.prompts, texts, strict=True)
+    ]
     return {"predictions": predictions[0] if len(predictions) == 1 else predictions}
+
+
+def _prediction(
+    prompt: str, text: GeneratedText, parameters: GenerationParameters
+) -> dict[str, Any]:
+    full = prompt + text.text if parameters.return_full_text else text.text
+    if not parameters.details:
+        return {"generated_text": full}
+    details = Details(
+        finish_reason=text.finish_reason,
+        prompt_tokens=text.timeline.num_prompt_tokens,
+        generated_tokens=text.num_generated_tokens,
+        cached_tokens=text.timeline.num_cached_tokens,
+        seed=text.seed,
+    )
+    return {"generated_text": full, "details": details.model_dump()}
 
 
 def _parse_json(body: bytes) -> object:

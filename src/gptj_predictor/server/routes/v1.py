@@ -8,6 +8,8 @@ from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from starlette.exceptions import HTTPException
 
+from gptj_predictor.server.generation import GenerationCall
+from gptj_predictor.server.http_requests import active_request
 from gptj_predictor.server.middleware import note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
@@ -17,6 +19,9 @@ from gptj_predictor.server.protocols.v1 import (
     openapi_schema,
     parse_request,
 )
+
+#: Of errors; those that only bad HTTP gets are left out.
+STATUSES = (400, 404, 413, 415, 429, 500, 503, 504)
 
 
 def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
@@ -28,13 +33,18 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         return {"models": [predictor.name]}
 
     async def predict(model_name: str, request: Request) -> JSONResponse:
-        if not await dataplane.model_ready(model_name, True):
+        dataplane.get_model_from_registry(model_name)
+        if not predictor.ready:  # it may be, and the server not, while it drains
             raise ModelNotReady(model_name)
-        generation = parse_request(await request.body(), predictor.defaults, predictor.limits)
-        note_texts(request.scope, generation.prompts)
-        texts, _ = await dataplane.infer(model_name, generation, dict(request.headers))
-        note_texts(request.scope, generation.prompts, texts)
-        return JSONResponse(format_response(texts))
+        body = await request.body()
+        async with active_request(request, predictor.requests) as active:
+            generation = parse_request(body, predictor.defaults, predictor.limits)
+            note_texts(request.scope, generation.prompts)
+            call = GenerationCall(generation, active)
+            texts, _ = await dataplane.infer(model_name, call, dict(request.headers))
+        generated = [[one.text for one in sequences] for sequences in texts]
+        note_texts(request.scope, generation.prompts, generated)
+        return JSONResponse(format_response(generation, texts))
 
     async def predict_with_get(model_name: str) -> None:
         raise HTTPException(405, headers={"Allow": "POST"})
@@ -44,7 +54,7 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         predict,
         methods=["POST"],
         response_model=V1Response,
-        responses={status: {"model": ErrorResponse} for status in (400, 404, 413, 415, 500, 503)},
+        responses={status: {"model": ErrorResponse} for status in STATUSES},
         openapi_extra={
             "requestBody": {
                 "required": True,

@@ -1,0 +1,37 @@
+"""What an exception of a step means for the sequences and for the process."""
+
+from __future__ import annotations
+
+import enum
+
+import torch
+
+
+class Fault(enum.Enum):
+    """How far a fault reaches."""
+
+    OUT_OF_MEMORY = "the step was too large; a smaller one may run"
+    STEP = "the step's sequences cannot go on; others can"
+    DEVICE = "the device cannot be used any more by this process"
+
+
+class DeviceFaultError(RuntimeError):
+    """The device is lost to this process; only a restart helps."""
+
+
+def classify(error: Exception) -> Fault:
+    """How far the exception that a step raised reaches.
+
+    A CUDA error other than out of memory leaves the process's context unusable: every later call
+    raises it again.
+    """
+    text = str(error)
+    # A CPU's allocator raises a plain RuntimeError ("DefaultCPUAllocator: can't allocate memory").
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("can't allocate memory" in text or "CUDA error: out of memory" in text)
+    ):
+        return Fault.OUT_OF_MEMORY
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in text:
+        return Fault.DEVICE
+    return Fault.STEP
