@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -24,7 +25,7 @@ def caller(*headers: bytes, peer: str = PEER, proxies: tuple[str, ...] = PROXIES
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         found.append(caller_of(scope))
 
-    async def nothing(*_: object) -> None:
+    async def nothing(*_: object) -> Any:
         pytest.fail("nothing is received or sent")
 
     lines = [(b"host", b"x"), *((b"x-forwarded-for", header) for header in headers)]

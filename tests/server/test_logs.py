@@ -187,7 +187,11 @@ def test_a_prompt_forges_no_line(log_prompts: bool, caplog: pytest.LogCaptureFix
 
     scope = {"type": "http", "method": "POST", "path": "/\nERROR forged", "headers": []}
     wrapped = request_middleware(app, 1000, lambda inner: inner, log_prompts=log_prompts)
-    asyncio.run(wrapped(scope, nothing, nothing))
+
+    async def run() -> None:
+        await wrapped(scope, nothing, nothing)
+
+    asyncio.run(run())
     shown = [logging.Formatter().format(record) for record in caplog.records]
     assert len(shown) == 1 + log_prompts
     for line in shown:

@@ -79,7 +79,7 @@ class CertificateFiles:
             else:
                 logger.info("%s is renewed", self.certificate)
 
-        context.sni_callback = look  # type: ignore[assignment]
+        context.sni_callback = look
 
     def for_grpc(self) -> grpc.ServerCredentials:
         """The same for gRPC, which asks for the files' content at every handshake."""
