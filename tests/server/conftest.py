@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.exact import Exact
+from tests.support.faults import FAULTY_SERVER
 from tests.support.secrets import KEYS, MountedSecret, key_lines
-from tests.support.servers import FAULTY, HASTY_SECONDS, RunningServer
+from tests.support.servers import HASTY_SECONDS, RunningServer
 from tests.support.sparse import write_sparse_snapshot
 
 
@@ -52,9 +53,9 @@ def key_secret(tmp_path_factory: pytest.TempPathFactory) -> MountedSecret:
 
 @pytest.fixture(scope="module")
 def locked(key_secret: MountedSecret) -> Iterator[RunningServer]:
-    """Wants a key, trusts a proxy on this machine; its network fails while a file is there."""
+    """Wants a key, trusts a proxy on this machine; goes wrong as the file ``fault`` says."""
     flags = ("--api_key_file", key_secret["keys"], "--trusted_proxies", "127.0.0.1, 10.0.0.0/8")
     fault = str(key_secret.folder / "fault")
-    with RunningServer(*flags, grpc=True, program=FAULTY, FAULT=fault) as running:
+    with RunningServer(*flags, grpc=True, program=FAULTY_SERVER, FAULT=fault) as running:
         running.wait_until_ready()
         yield running

@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gptj_predictor.cli.logs import JsonLines
 from gptj_predictor.server.middleware import note_texts, request_middleware
 from tests.support.bad_bodies import body
+from tests.support.faults import SECRET
 from tests.support.secrets import KEYS, MountedSecret, bearer
 from tests.support.servers import RunningServer, wait_for
 
@@ -28,10 +29,10 @@ MARKER = "xyzzy plugh"
 
 
 @contextlib.contextmanager
-def fault(secret: MountedSecret) -> Iterator[None]:
-    """The server's network fails."""
+def fault(secret: MountedSecret, kind: str = "exception") -> Iterator[None]:
+    """Something of the server goes wrong, see :mod:`tests.support.faults`."""
     file = secret.folder / "fault"
-    file.touch()
+    file.write_text(kind)
     try:
         yield
     finally:
@@ -94,7 +95,7 @@ class TestJson:
         wait_for(lambda: any("traceback" in line for line in objects(secured)))
         traceback = next(line["traceback"] for line in objects(secured) if "traceback" in line)
         assert traceback.startswith("Traceback (most recent call last)")
-        assert "a fault of the network" in traceback
+        assert SECRET in traceback
 
     def test_prompts_and_texts(self, secured: RunningServer) -> None:
         prompts = [f'{MARKER}"\n{{"level": "FORGED"}}\n', "\u2028\u0085é😀"]
@@ -156,9 +157,11 @@ def test_without_the_flag_no_prompt_is_in_the_log(
     post(f'{{"instances": ["{MARKER}\xff"]}}'.encode("latin-1"))
     post(gzip.compress(body([MARKER]).encode()), **{"content-encoding": "gzip"})
     post(body([MARKER * 200_000]))
-    with fault(key_secret):
-        post(body([MARKER]))
-    assert statuses == [200, 401, *[400] * 10, 415, 413, 500]
+    assert statuses == [200, 401, *[400] * 10, 415, 413]
+    for kind in ("memory", "exception", "nan", "tokenizer", "detokenizer"):
+        with fault(key_secret, kind):
+            post(body([MARKER * 10]))
+        assert statuses[-1] in (500, 503), kind
     with pytest.raises(httpx.ReadTimeout):
         locked.post(
             body([MARKER], min_new_tokens=1500, max_new_tokens=1500, num_return_sequences=8),
@@ -168,7 +171,7 @@ def test_without_the_flag_no_prompt_is_in_the_log(
     wait_for(lambda: "id=gone" in locked.log)
     assert "xyzzy" not in locked.log
     assert "plugh" not in locked.log
-    assert "a fault of the network" in locked.log
+    assert SECRET in locked.log
 
 
 @pytest.mark.parametrize("log_prompts", [True, False])

@@ -56,23 +56,6 @@ from gptj_predictor.__main__ import main
 main()
 """
 
-#: A server whose network fails while a file is there, whose path is in the environment.
-FAULTY = """
-import os
-from gptj_predictor.model.network import GPTJNetwork
-
-call = GPTJNetwork.__call__
-
-def faulty(network, *inputs):
-    if os.path.exists(os.environ["FAULT"]):
-        raise RuntimeError("a fault of the network")
-    return call(network, *inputs)
-
-GPTJNetwork.__call__ = faulty
-from gptj_predictor.__main__ import main
-main()
-"""
-
 
 def wait_for(condition: Callable[[], bool], timeout: float = 60) -> None:
     """Wait until something is so.
