@@ -19,8 +19,9 @@ from kserve.protocol.rest.server import RESTServer
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
+from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
-from gptj_predictor.server.middleware import receive_deadline, request_middleware
+from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.settings import ServerSettings
@@ -43,7 +44,8 @@ class PredictorRESTServer(RESTServer):
 
     def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.config.http = receive_deadline(receive_timeout_seconds)
+        self.config.http = limited_protocol(receive_timeout_seconds)
+        self.config.ws = "none"  # an upgrade would go past all limits
         # uvicorn would close the port at once; see Drain.
         self._server.capture_signals = contextlib.nullcontext
 
