@@ -90,16 +90,21 @@ class RawConnection(asyncio.Protocol):
         Raises:
             NoAnswerError: the connection ended.
         """
+        answer = self.expect()
+        self.send(request)
+        return await answer
+
+    def expect(self) -> asyncio.Future[Answer]:
+        """The response of the request that is sent next; it may come before all is sent."""
         self._received.clear()
         self._head = None
         self._answer = asyncio.get_running_loop().create_future()
         if not self.is_open:
-            raise NoAnswerError(b"")
-        self._transport.write(request)
-        return await self._answer
+            self._answer.set_exception(NoAnswerError(b""))
+        return self._answer
 
     def send(self, data: bytes) -> None:
-        """Send a part of a request whose response nobody waits for yet."""
+        """Send a request, or a part of one."""
         self._transport.write(data)
 
     def close(self) -> None:
