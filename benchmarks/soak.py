@@ -45,7 +45,6 @@ PATH = f"/v1/models/{NAME}:predict"
 FLAGS = ("--max_batch_size", "12", "--max_queued_requests", "24", "--precision", "native")
 KINDS = {"good": 8, "bad": 3, "cancelled": 3, "slow": 1, "short of time": 1}
 PROMPTS = ("The secret to a happy life is", "In the valley", "Message: I love it.", " the" * 60, "")
-NUM_CASES = 40
 #: In which any request must have its fate.
 MAX_SECONDS = 120
 MEMORY_SECONDS = 1.0
@@ -78,10 +77,10 @@ class Case:
         return post(PATH, body, **headers)
 
 
-def make_cases(draw: random.Random) -> list[Case]:
+def make_cases(draw: random.Random, count: int) -> list[Case]:
     """Of all lengths, greedy and sampled, with one sequence or a few, with and without a stop."""
     cases = []
-    for number in range(NUM_CASES):
+    for number in range(count):
         parameters: dict[str, Any] = {
             "max_new_tokens": draw.choice([1, 4, 20, 60, 120]),
             "temperature": draw.choice([0, 0.7, 2]),
@@ -217,7 +216,7 @@ def memory(process: int) -> int:
 async def run(server: RunningServer, stats: Path, arguments: argparse.Namespace) -> list[str]:
     """Print the figures; what is wrong."""
     draw = random.Random(arguments.seed)  # noqa: S311 - no secret
-    soak = Soak(server.port, make_cases(draw), arguments.seed)
+    soak = Soak(server.port, make_cases(draw, arguments.cases), arguments.seed)
     await soak.learn()
     seconds = arguments.minutes * 60
     started = time.monotonic()
@@ -274,6 +273,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=48)
+    parser.add_argument("--cases", type=int, default=40, help="requests whose texts are known")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

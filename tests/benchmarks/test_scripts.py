@@ -75,7 +75,7 @@ def test_hang_ups() -> None:
 
 
 def test_soak() -> None:
-    printed = run("soak.py", "--minutes", 0.1, "--clients", 40)
+    printed = run("soak.py", "--minutes", 0.08, "--clients", 40, "--cases", 8)
     assert re.search(r"good: 200: [1-9]", printed)
     assert re.search(r"cancelled: hung up: [1-9]", printed)
     assert "pages in use: 0, requests that wait: 0\nall right" in printed
