@@ -127,7 +127,7 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
-        gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
+        gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,
