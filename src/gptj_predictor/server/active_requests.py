@@ -55,16 +55,16 @@ class ActiveRequests:
         self._max_seconds = max_seconds
         self._requests: set[ActiveRequest] = set()
 
-    def check(self, caller: str, seconds: float | None) -> None:
+    def check(self, caller: str, seconds: float) -> None:
         """Refuse early what :meth:`begin` would refuse.
 
         Raises:
             QueueFullError: the queue has no room.
         """
-        self.admission.check(caller, self._capped(seconds))
+        self.admission.check(caller, min(seconds, self._max_seconds))
 
     @contextmanager
-    def begin(self, caller: str, seconds: float | None = None) -> Iterator[ActiveRequest]:
+    def begin(self, caller: str, seconds: float) -> Iterator[ActiveRequest]:
         """Work on a request.
 
         Args:
@@ -74,7 +74,7 @@ class ActiveRequests:
         Raises:
             QueueFullError: the queue has no room.
         """
-        seconds = self._capped(seconds)
+        seconds = min(seconds, self._max_seconds)
         request = ActiveRequest(caller, self.admission.enter(caller, seconds), seconds)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, request.end, FinishReason.DEADLINE)
@@ -85,9 +85,6 @@ class ActiveRequests:
             timer.cancel()
             request.ticket.leave()
             self._requests.discard(request)
-
-    def _capped(self, seconds: float | None) -> float:
-        return self._max_seconds if seconds is None else min(seconds, self._max_seconds)
 
     def end_all(self, reason: FinishReason) -> None:
         """End every request early."""

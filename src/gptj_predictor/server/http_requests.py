@@ -46,15 +46,13 @@ async def _end_when_gone(request: Request, active: ActiveRequest) -> None:
     active.end(FinishReason.CANCELLED)
 
 
-def timeout_seconds(scope: Scope) -> float | None:
-    """What the client gives its request.
+def timeout_seconds(scope: Scope) -> float:
+    """What the client gives its request; infinite if it does not say.
 
     Raises:
         InvalidInput: the header makes no sense.
     """
-    given = header(scope, TIMEOUT_HEADER, b"").decode("latin-1")
-    if not given:
-        return None
+    given = header(scope, TIMEOUT_HEADER, b"inf").decode("latin-1")
     try:
         seconds = float(given)
     except ValueError:
