@@ -1,10 +1,10 @@
-"""The chart's own ScaledObject for KEDA, and KServe beside it."""
+"""The chart's own ScaledObject for KEDA, and the presets in the examples."""
 
 from __future__ import annotations
 
 import kubernetes.client
 
-from tests.support.charts import Object, Values, render
+from tests.support.charts import Object, Values, example_values, render
 
 KEDA: Values = {
     "deploymentMode": "Standard",
@@ -121,3 +121,28 @@ def test_the_name_of_kedas_autoscaler_fits() -> None:
     release = render(KEDA, name=name)
     assert len(f"keda-hpa-{release.one('ScaledObject')['metadata']['name']}") <= 63
     assert release.one("ScaledObject")["spec"]["scaleTargetRef"]["name"] == f"{name}-predictor"
+
+
+def test_preset_for_keda() -> None:
+    """No request is cut short when a replica goes, and there is something to scrape."""
+    values = example_values("keda-autoscaling")
+    release = render(values)
+    grace = release.predictor["terminationGracePeriodSeconds"]
+    assert grace >= values["timeoutSeconds"] + values["drainDelaySeconds"]
+    assert release.has("PodMonitor")
+    assert release.predictor["deploymentStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    spec = release.one("ScaledObject")["spec"]
+    assert spec["minReplicaCount"] >= 1
+    # The first replica counts nothing while it loads, and that must not start a second.
+    assert spec["fallback"]["replicas"] == spec["minReplicaCount"]
+
+
+def test_preset_for_knative() -> None:
+    service = render(example_values("knative-autoscaling")).one("InferenceService")
+    predictor, annotations = service["spec"]["predictor"], service["metadata"]["annotations"]
+    assert predictor["scaleMetric"] == "concurrency"
+    assert predictor["scaleTarget"] < predictor["containerConcurrency"]
+    prefix = "autoscaling.knative.dev"
+    assert annotations[f"{prefix}/scale-down-delay"] == "10m"
+    assert annotations[f"{prefix}/scale-to-zero-pod-retention-period"] == "15m"
+    assert predictor["minReplicas"] == 0
