@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gptj_predictor.cli import build_parser
 from gptj_predictor.cli.flags import validated
 from gptj_predictor.cli.serve import read_settings
+from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import PullSettings
-from tests.support.chart_values import MATRIX
+from tests.support.certificates import write_certificate
+from tests.support.chart_values import MATRIX, MODES
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
@@ -49,6 +53,9 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
     assert settings.wait_for_snapshot == probe["periodSeconds"] * probe["failureThreshold"]
     assert flags.http_port == container["ports"][0]["containerPort"]
     assert not flags.enable_grpc  # Knative gives a container one port
+    mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
+    for path in (settings.api_key_file, flags.ssl_certfile, flags.ssl_keyfile):
+        assert path is None or str(path).startswith(mounted)
     assert model_name is not None
     assert all(
         container[kind]["httpGet"]["path"] == f"/v1/models/{model_name}"
@@ -59,6 +66,10 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
         assert (defaults.temperature, defaults.top_p) == (0.5, 0.95)
         assert defaults.repetition_penalty == 1.1
         assert settings.max_batch_size == 64
+        assert (settings.max_queued_requests, settings.max_queued_tokens) == (64, 9000)
+        assert settings.trusted_proxies == "192.0.2.1,2001:db8::/32"
+        assert settings.log_format == "json"
+        assert settings.open_metrics
     # The server looks for what the Job pulls.
     if release.has("Job", "-pull-"):
         pull = validated(
@@ -126,24 +137,81 @@ def run_job(container: Object, *flags: str, **variables: str) -> str:
 def check_test_pod(pod: Object, server: RunningServer) -> None:
     """Run the script of ``helm test`` with addresses of this machine."""
     [container] = pod["containers"]
-    script, name, seconds, *urls = container["args"]
+    _, name, seconds, *urls = container["args"]
     assert urls == ["http://demo-predictor.ml.svc", "http://demo-predictor.ml.svc:8080"]
     assert float(seconds) > 0
-
-    def run(name: str, seconds: str, *ports: int) -> subprocess.CompletedProcess[str]:
-        addresses = [f"http://127.0.0.1:{port}" for port in ports]
-        return subprocess.run(
-            [sys.executable, *container["command"][1:], script, name, seconds, *addresses],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     unused = free_port()
-    done = run(name, seconds, unused, server.port)
+    done = run_test_pod(container, name, seconds, unused, server.port)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Right now is the perfect time to")
-    assert run("another", "0", unused, server.port).returncode == 1
+    assert run_test_pod(container, "another", "0", unused, server.port).returncode == 1
+
+
+def run_test_pod(
+    container: Object, name: str, seconds: str, *ports: int, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The script of ``helm test`` for these ports of this machine, over the protocol it has."""
+    script, *_, url = container["args"]
+    addresses = [f"{url.partition(':')[0]}://127.0.0.1:{port}" for port in ports]
+    return subprocess.run(
+        [sys.executable, *container["command"][1:], script, name, seconds, *addresses],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.process
+def test_https(tmp_path: Path) -> None:
+    """Probes, ``helm test`` and the notes' curl, over HTTPS; plain HTTP is not answered."""
+    write_certificate(tmp_path, "texts.example.com")
+    release = render(MODES["standard"], {"tls": {"existingSecret": "certificate"}})
+    container = release.container
+    mounted = next(one["mountPath"] for one in container["volumeMounts"] if one["name"] == "tls")
+
+    def here(text: str) -> str:
+        return text.replace(mounted, str(tmp_path))
+
+    # The last flag wins: the bundled demo, from no model cache.
+    arguments = [*map(here, container["args"][1:]), "--model", str(DEMO_SNAPSHOT)]
+    tag = arguments.index("--tag")
+    del arguments[tag : tag + 2]
+    with RunningServer(*arguments) as server:
+        server.client.close()
+        # As a kubelet, which does not check the certificate.
+        address = f"https://127.0.0.1:{server.port}"
+        server.client = httpx.Client(base_url=address, timeout=120, verify=False)
+        server.wait_until(container["startupProbe"]["httpGet"]["path"], 200)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            get = container[probe]["httpGet"]
+            assert get["scheme"] == "HTTPS"
+            assert server.client.get(get["path"]).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{server.port}/")
+        [pod] = [one["spec"] for one in release.all("Pod")]
+        [test] = pod["containers"]
+        name, seconds = test["args"][1:3]
+        variables = {key: here(value) for key, value in literal_environment(test).items()}
+        done = run_test_pod(test, name, seconds, free_port(), server.port, **variables)
+        assert done.returncode == 0, done.stderr
+        assert "Right now is the perfect time to" in curl_of_the_notes(release, address)
+        # A certificate that is not the Secret's.
+        (tmp_path / "other").mkdir()
+        write_certificate(tmp_path / "other", "texts.example.com")
+        variables["CERTIFICATE_FILE"] = str(tmp_path / "other" / "tls.crt")
+        refused = run_test_pod(test, name, "0", server.port, **variables)
+        assert refused.returncode == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout
+
+
+def curl_of_the_notes(release: Release, address: str, key: str = "") -> str:
+    """What the curl command of the notes prints, for a server of this machine."""
+    [command] = [line for line in release.notes.splitlines() if line.startswith("  curl ")]
+    words = shlex.split(command.replace("$URL", address).replace("$KEY", key))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
