@@ -163,21 +163,28 @@ def run_test_pod(
 
 
 @pytest.mark.process
-def test_https(tmp_path: Path) -> None:
-    """Probes, ``helm test`` and the notes' curl, over HTTPS; plain HTTP is not answered."""
-    write_certificate(tmp_path, "texts.example.com")
-    release = render(MODES["standard"], {"tls": {"existingSecret": "certificate"}})
+def test_https_and_api_keys(tmp_path: Path) -> None:
+    """Probes, ``helm test`` and the notes' curl over HTTPS; those that ask need a key."""
+    values: Values = {
+        "apiKeys": {"existingSecret": "callers", "key": "api.keys"},
+        "tls": {"existingSecret": "certificate"},
+        "download": {"enabled": False},
+    }
+    release = render(MODES["standard"], values)
     container = release.container
-    mounted = next(one["mountPath"] for one in container["volumeMounts"] if one["name"] == "tls")
+    folders = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    (tmp_path / "tls").mkdir()
+    write_certificate(tmp_path / "tls", "texts.example.com")
+    (tmp_path / "api-keys").mkdir()
+    (tmp_path / "api-keys" / "keys").write_text("first-key-0123456789\nsecond-key-0123456789\n")
 
     def here(text: str) -> str:
-        return text.replace(mounted, str(tmp_path))
+        for name in ("tls", "api-keys"):
+            text = text.replace(folders[name], str(tmp_path / name))
+        return text
 
     # The last flag wins: the bundled demo, from no model cache.
-    arguments = [*map(here, container["args"][1:]), "--model", str(DEMO_SNAPSHOT)]
-    tag = arguments.index("--tag")
-    del arguments[tag : tag + 2]
-    with RunningServer(*arguments) as server:
+    with RunningServer(*map(here, container["args"][1:]), "--model", str(DEMO_SNAPSHOT)) as server:
         server.client.close()
         # As a kubelet, which does not check the certificate.
         address = f"https://127.0.0.1:{server.port}"
@@ -195,7 +202,15 @@ def test_https(tmp_path: Path) -> None:
         variables = {key: here(value) for key, value in literal_environment(test).items()}
         done = run_test_pod(test, name, seconds, free_port(), server.port, **variables)
         assert done.returncode == 0, done.stderr
-        assert "Right now is the perfect time to" in curl_of_the_notes(release, address)
+        answer = curl_of_the_notes(release, address, key="second-key-0123456789")
+        assert "Right now is the perfect time to" in answer
+        assert "predictions" not in curl_of_the_notes(release, address, key="no-such-key")
+        (tmp_path / "wrong").write_text("no-such-key\n")
+        refused = run_test_pod(
+            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(tmp_path / "wrong")}
+        )
+        assert refused.returncode == 1
+        assert "the prediction was answered with 401" in refused.stderr
         # A certificate that is not the Secret's.
         (tmp_path / "other").mkdir()
         write_certificate(tmp_path / "other", "texts.example.com")
