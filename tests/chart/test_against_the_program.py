@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx
@@ -160,6 +162,23 @@ def run_test_pod(
         text=True,
         check=False,
     )
+
+
+@pytest.mark.process
+def test_a_replica_that_stops_loses_nothing() -> None:
+    """As where routers learn late: they still send for a while after the signal."""
+    times = {"drainDelaySeconds": 2, "terminationGracePeriodSeconds": 20}
+    release = render(MODES["standard"], times, {"download": {"enabled": False}})
+    container = release.container
+    with RunningServer(*container["args"][1:], "--model", str(DEMO_SNAPSHOT)) as server:
+        ready = container["readinessProbe"]["httpGet"]["path"]
+        server.wait_until(ready, 200)
+        server.process.send_signal(signal.SIGTERM)
+        signaled = time.monotonic()
+        server.wait_until(ready, 503)
+        while time.monotonic() < signaled + 1.5:
+            server.predict(["Right now"], max_new_tokens=8)
+        assert server.process.wait(20) == 0
 
 
 @pytest.mark.process
