@@ -131,7 +131,10 @@ def test_preset_for_keda() -> None:
     assert grace >= values["timeoutSeconds"] + values["drainDelaySeconds"]
     assert release.has("PodMonitor")
     assert release.predictor["deploymentStrategy"]["rollingUpdate"]["maxUnavailable"] == 0
-    assert release.one("ScaledObject")["spec"]["minReplicaCount"] >= 1
+    spec = release.one("ScaledObject")["spec"]
+    assert spec["minReplicaCount"] >= 1
+    # The first replica counts nothing while it loads, and that must not start a second.
+    assert spec["fallback"]["replicas"] == spec["minReplicaCount"]
 
 
 def test_preset_for_knative() -> None:

@@ -133,7 +133,7 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ),
     (
         merged({"deploymentMode": "Standard"}, KEDA),
-        "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count their requests",
+        "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count",
     ),
     (
         merged(STANDARD, KEDA, {"scaling": {"keda": {"fallback": {"replicas": 2}}}}),

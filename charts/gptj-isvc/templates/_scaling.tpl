@@ -12,7 +12,7 @@ external
 {{- end -}}
 {{- end }}
 
-{{/* What KEDA asks Prometheus: the requests that wait or run in all replicas together. */}}
+{{/* What KEDA asks Prometheus: the sequences that wait or run in all replicas together. */}}
 {{- define "gptj.kedaQuery" -}}
 {{- if .Values.scaling.keda.query -}}
 {{- .Values.scaling.keda.query -}}

@@ -116,7 +116,7 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- $problems = append $problems "scaling.autoScaling, scaleMetric and scaleTarget are KServe's; with scaling.keda.enabled use query and threshold of scaling.keda" -}}
 {{- end -}}
 {{- if and (eq (int .minReplicas) 0) (not .keda.query) -}}
-{{- $problems = append $problems "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count their requests, and without a replica nobody does; use 1 or more, deploymentMode Knative, or a scaling.keda.query that counts them elsewhere" -}}
+{{- $problems = append $problems "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count their sequences, and without a replica nobody does; use 1 or more, deploymentMode Knative, or a scaling.keda.query that counts them elsewhere" -}}
 {{- end -}}
 {{- $fallback := .keda.fallback.replicas -}}
 {{- if not (kindIs "invalid" $fallback) -}}
