@@ -195,7 +195,8 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
     (tmp_path / "tls").mkdir()
     write_certificate(tmp_path / "tls", "texts.example.com")
     (tmp_path / "api-keys").mkdir()
-    (tmp_path / "api-keys" / "keys").write_text("first-key-0123456789\nsecond-key-0123456789\n")
+    keys = "# ours\n\nfirst-key-0123456789\nsecond-key-0123456789\n"
+    (tmp_path / "api-keys" / "keys").write_text(keys)
 
     def here(text: str) -> str:
         for name in ("tls", "api-keys"):
