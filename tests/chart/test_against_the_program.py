@@ -222,12 +222,13 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         variables = {key: here(value) for key, value in literal_environment(test).items()}
         done = run_test_pod(test, name, seconds, free_port(), server.port, **variables)
         assert done.returncode == 0, done.stderr
-        answer = curl_of_the_notes(release, address, key="second-key-0123456789")
+        answer = curl_of_the_notes(release, address, tmp_path / "api-keys" / "keys")
         assert "Right now is the perfect time to" in answer
-        assert "predictions" not in curl_of_the_notes(release, address, key="no-such-key")
-        (tmp_path / "wrong").write_text("no-such-key\n")
+        wrong = tmp_path / "wrong"
+        wrong.write_text("no-such-key-0123456789\n")
+        assert "predictions" not in curl_of_the_notes(release, address, wrong)
         refused = run_test_pod(
-            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(tmp_path / "wrong")}
+            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(wrong)}
         )
         assert refused.returncode == 1
         assert "the prediction was answered with 401" in refused.stderr
@@ -240,11 +241,21 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout
 
 
-def curl_of_the_notes(release: Release, address: str, key: str = "") -> str:
-    """What the curl command of the notes prints, for a server of this machine."""
-    [command] = [line for line in release.notes.splitlines() if line.startswith("  curl ")]
-    words = shlex.split(command.replace("$URL", address).replace("$KEY", key))
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+def curl_of_the_notes(release: Release, address: str, keys: Path) -> str:
+    """What the curl command of the notes prints, for a server of this machine.
+
+    The notes take the API key from a Secret; here ``kubectl`` prints the file with the keys.
+    """
+    lines = [line.strip() for line in release.notes.splitlines()]
+    commands = [line for line in lines if line.startswith(("KEY=", "curl "))]
+    assert len(commands) == 2
+    kubectl = f"kubectl() {{ cat {shlex.quote(str(keys))}; }}"
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([kubectl, f"URL={address}", *commands])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
