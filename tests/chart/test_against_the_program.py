@@ -19,11 +19,11 @@ from gptj_predictor.cli.flags import validated
 from gptj_predictor.cli.serve import read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import PullSettings
-from tests.support.certificates import write_certificate
 from tests.support.chart_values import MATRIX, MODES
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
+from tests.support.secrets import KEYS, Authority
 from tests.support.servers import NAME, RunningServer, environment, free_port
 
 pytestmark = pytest.mark.slow  # kserve's and torch's imports
@@ -192,11 +192,12 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
     release = render(MODES["standard"], values)
     container = release.container
     folders = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    authority = Authority()
     (tmp_path / "tls").mkdir()
-    write_certificate(tmp_path / "tls", "texts.example.com")
+    for name, content in authority.issue().items():
+        (tmp_path / "tls" / name.replace("_", ".")).write_bytes(content)
     (tmp_path / "api-keys").mkdir()
-    keys = "# ours\n\nfirst-key-0123456789\nsecond-key-0123456789\n"
-    (tmp_path / "api-keys" / "keys").write_text(keys)
+    (tmp_path / "api-keys" / "keys").write_text("\n".join(["# ours", "", *KEYS, ""]))
 
     def here(text: str) -> str:
         for name in ("tls", "api-keys"):
@@ -232,10 +233,9 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         )
         assert refused.returncode == 1
         assert "the prediction was answered with 401" in refused.stderr
-        # A certificate that is not the Secret's.
-        (tmp_path / "other").mkdir()
-        write_certificate(tmp_path / "other", "texts.example.com")
-        variables["CERTIFICATE_FILE"] = str(tmp_path / "other" / "tls.crt")
+        # A certificate that is not the Secret's, even one for the same name by the same authority.
+        (tmp_path / "other.crt").write_bytes(authority.issue()["tls_crt"])
+        variables["CERTIFICATE_FILE"] = str(tmp_path / "other.crt")
         refused = run_test_pod(test, name, "0", server.port, **variables)
         assert refused.returncode == 1
         assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout

@@ -190,7 +190,6 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "api_key_file",  # where apiKeys.existingSecret is mounted
         "open_metrics",  # apiKeys.openMetrics, which without keys means nothing
         "step_timeout_seconds",
-        "metrics_compat",
         "log_prompts",
     },
     BenchmarkSettings: {
@@ -202,6 +201,8 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "rounds",
         "seed",
         "url",
+        "api_key_file",  # for url alone
+        "ca_file",
         "reference",
         "resume",  # always given: a Job may be started again
     },
