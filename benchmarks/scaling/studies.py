@@ -109,8 +109,13 @@ class Setup:
 
     @property
     def bursty(self) -> Traffic:
-        """Somewhat more than a replica can serve, and 2.5 times that for 2 minutes in 10."""
-        return Traffic("bursts", 1.1 * self.capacity, 2.75 * self.capacity, 480.0, 120.0)
+        """Bursts of 2.5 times the load."""
+        return self.bursts(2.5)
+
+    def bursts(self, factor: float) -> Traffic:
+        """Somewhat more than a replica can serve, and a multiple of it for 2 minutes in 10."""
+        rate = 1.1 * self.capacity
+        return Traffic("bursts", rate, factor * rate, 480.0, 120.0)
 
     @property
     def waking(self) -> Traffic:
@@ -171,6 +176,15 @@ def target(setup: Setup) -> Iterator[Row]:
         for each in setup.targets:
             scenario = setup.scenario(setup.keda(each), start_seconds=start)
             yield _row("target", f"KEDA, {each}", each, scenario, setup.seed)
+
+
+def burst(setup: Setup) -> Iterator[Row]:
+    """How large may a burst be, by the target?"""
+    few, many = setup.targets[0], setup.targets[len(setup.targets) // 2]
+    for each in sorted({few, setup.target, many}):
+        for factor in (1.5, 2.5, 4.0):
+            scenario = setup.scenario(setup.knative(each), traffic=setup.bursts(factor))
+            yield _row("burst", f"target {each}, burst {factor}", factor, scenario, setup.seed)
 
 
 def limit(setup: Setup) -> Iterator[Row]:
@@ -255,7 +269,7 @@ def scale(setup: Setup) -> Iterator[Row]:
 
 
 STUDIES: dict[str, Callable[[Setup], Iterator[Row]]] = {
-    one.__name__: one for one in (target, limit, delay, pool, retention, policy, scale)
+    one.__name__: one for one in (target, burst, limit, delay, pool, retention, policy, scale)
 }
 #: What runs unless others are named.
 DEFAULT = [name for name in STUDIES if name != "scale"]
