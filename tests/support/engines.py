@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine, Handle
 from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.layout import NetworkLayout
@@ -94,19 +96,32 @@ def make_config(
 
 
 class FaultyNetwork:
-    """A network that raises ``fault`` while that is set."""
+    """A network that goes wrong as it is told.
+
+    Attributes:
+        fault: Raised by every step while it is set.
+        inject: Called before every step while it is set; it may raise, or take its time.
+        spoil: Called with the logits of every step while it is set; it may change them.
+    """
 
     def __init__(self, network: GPTJNetwork) -> None:
         self._network = network
         self.fault: Exception | None = None
+        self.inject: Callable[[StepInputs], None] | None = None
+        self.spoil: Callable[[torch.Tensor], None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def __call__(self, *inputs: Any) -> torch.Tensor:
+    def __call__(self, step: StepInputs, *inputs: Any) -> torch.Tensor:
         if self.fault is not None:
             raise self.fault
-        return self._network(*inputs)
+        if self.inject is not None:
+            self.inject(step)
+        logits = self._network(step, *inputs)
+        if self.spoil is not None:
+            self.spoil(logits)
+        return logits
 
 
 class RunningEngine:
