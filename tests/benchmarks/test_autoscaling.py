@@ -138,7 +138,7 @@ def test_every_request_is_served_refused_expired_or_unfinished(policy: Any, seed
         start_seconds=30.0,
         concurrency=16,
         timeout=20.0,
-        seconds=1800,
+        seconds=900,
     )
     outcome = simulate(scenario, seed)
     lost = outcome.refused + outcome.expired
@@ -200,7 +200,7 @@ def test_the_share_of_cold_starts(retention: float) -> None:
         Knative(ENDLESS, max_replicas=1, retention=retention),
         Lengths(0, 2, constant=True),
         start_seconds=start,
-        seconds=80 * 3600,
+        seconds=40 * 3600,
     )
     waits = simulate(scenario, 2).first_token_seconds
     # The average has a request for one tick more than the window.
@@ -327,7 +327,7 @@ def test_measured_times() -> None:
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     picture, output = tmp_path / "picture.svg", tmp_path / "figures.json"
-    flags = ["--hours", "0.02", "--picture", str(picture), "--output", str(output)]
+    flags = ["--hours", "0.005", "--picture", str(picture), "--output", str(output)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks/autoscaling.py"), *flags],
         capture_output=True,
