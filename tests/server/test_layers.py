@@ -14,6 +14,7 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
+    "grpc_server",
     "routes.app",
     "routes.v1",
     "routes.v2",
@@ -27,8 +28,11 @@ ORDER = (
     "generation",
     "active_requests",
     "admission",
+    "access",
     "middleware",
     "callers",
+    "api_keys",
+    "tls",
 )
 
 
