@@ -14,6 +14,7 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
+    "http_protocol",
     "grpc_server",
     "routes.app",
     "routes.v1",

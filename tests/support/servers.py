@@ -89,6 +89,16 @@ def environment(**extra: str) -> dict[str, str]:
     return inherited | {"OMP_NUM_THREADS": "1", "GPTJ_THREADS": "1"} | extra
 
 
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    ]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+
+
 class RunningServer:
     """``gptj-predictor serve`` with the given flags; ended with SIGTERM."""
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gptj_predictor.server.callers import CALLER, caller_of
 
@@ -247,49 +244,3 @@ def _set_request_id(target: Scope | Message, request_id: str) -> None:
     """Make it the only one in a request's scope or a response's first message."""
     others = [item for item in target.get("headers", []) if item[0].lower() != b"x-request-id"]
     target["headers"] = [*others, (b"x-request-id", request_id.encode())]
-
-
-def receive_deadline(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's HTTP protocol, closing a connection whose request does not arrive in time.
-
-    uvicorn limits only the pause between requests; a client that sends its headers or its body a
-    byte at a time would hold a connection for ever.
-    """
-
-    class DeadlineProtocol(HttpToolsProtocol):
-        _deadline: asyncio.TimerHandle | None = None
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.access_log = False  # RequestLog logs, with the reason and the request id
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._start_deadline()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_deadline()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._start_deadline()
-
-        def on_message_complete(self) -> None:
-            self._stop_deadline()
-            super().on_message_complete()
-
-        def _start_deadline(self) -> None:
-            self._stop_deadline()
-            self._deadline = self.loop.call_later(seconds, self._close)
-
-        def _stop_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _close(self) -> None:
-            logger.warning("a request did not arrive within %g s; connection closed", seconds)
-            self.transport.close()
-
-    return DeadlineProtocol

@@ -20,8 +20,9 @@ from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
+from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
-from gptj_predictor.server.middleware import receive_deadline, request_middleware
+from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.server.tls import CertificateFiles
@@ -52,8 +53,8 @@ class PredictorRESTServer(RESTServer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._certificate = certificate
-        self.config.http = receive_deadline(receive_timeout_seconds)
-        self.config.ws = "none"
+        self.config.http = limited_protocol(receive_timeout_seconds)
+        self.config.ws = "none"  # an upgrade would go past all limits
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
         # uvicorn would close the port at once; see Drain.
@@ -126,7 +127,7 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
-        gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
+        gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,
