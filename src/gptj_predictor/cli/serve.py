@@ -16,6 +16,7 @@ from gptj_predictor.cli.flags import (
     validated,
 )
 from gptj_predictor.cli.model import find_model
+from gptj_predictor.cli.traces import start_traces
 from gptj_predictor.settings import (
     GenerationParameters,
     Limits,
@@ -137,7 +138,8 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             drain=drain,
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
-        PredictorServer(predictor, drain, flags, settings).run()
+        traces = start_traces(environment)
+        PredictorServer(predictor, drain, flags, settings, traces).run()
 
 
 def fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:

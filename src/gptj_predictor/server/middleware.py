@@ -29,19 +29,25 @@ RETRY_AFTER_SECONDS = 5
 
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
+_GENERATION = "gptj_predictor.generation"
 
 
 def request_middleware(
-    app: ASGIApp, max_body_bytes: int, gate: Callable[[ASGIApp], ASGIApp]
+    app: ASGIApp,
+    max_body_bytes: int,
+    gate: Callable[[ASGIApp], ASGIApp],
+    trace: Callable[[ASGIApp], ASGIApp] | None = None,
 ) -> ASGIApp:
-    """Wrap an application: the id outermost, then the log line, the gate, the body's limit.
+    """Wrap an application: id, span if there are traces, log line, gate, the body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
+        trace: Wraps one with what makes a span of each request.
     """
-    return RequestId(RequestLog(gate(BodyLimit(app, max_body_bytes))))
+    inner: ASGIApp = RequestLog(gate(BodyLimit(app, max_body_bytes)))
+    return RequestId(inner if trace is None else trace(inner))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -52,6 +58,21 @@ def refusal_reason(scope: Scope, reason: str) -> None:
 def note_refusal(scope: Scope, refusal: str) -> None:
     """Leave the kind of refusal, one word, for whoever counts them."""
     scope[_REFUSAL] = refusal
+
+
+def refusal_of(scope: Scope) -> str | None:
+    """What :func:`note_refusal` left."""
+    return scope.get(_REFUSAL)
+
+
+def note_generation(scope: Scope, call: object) -> None:
+    """Leave a request's ``GenerationCall`` for its span."""
+    scope[_GENERATION] = call
+
+
+def generation_of(scope: Scope) -> Any:
+    """What :func:`note_generation` left, if anything."""
+    return scope.get(_GENERATION)
 
 
 async def refuse(

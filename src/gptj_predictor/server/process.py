@@ -10,7 +10,7 @@ import signal
 from argparse import Namespace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kserve
 from kserve.protocol.grpc.server import GRPCServer
@@ -25,6 +25,9 @@ from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.settings import ServerSettings
 
+if TYPE_CHECKING:  # OpenTelemetry's SDK is imported only where there are traces
+    from gptj_predictor.server.trace_export import TraceExport
+
 logger = logging.getLogger(__name__)
 
 #: All of them drain; a second SIGINT, as a second Ctrl-C, does not wait.
@@ -36,6 +39,9 @@ WATCH_SECONDS = 0.25
 
 #: Seconds in which those that wait for a lost engine get their answers.
 LAST_ANSWERS_SECONDS = 1.0
+
+#: Seconds, at most and within the grace period, in which the last traces are exported.
+LAST_TRACES_SECONDS = 1.0
 
 
 class PredictorRESTServer(RESTServer):
@@ -59,7 +65,12 @@ class PredictorServer(kserve.ModelServer):
     """kserve's model server; HTTP answers from the start, the model is ready once it is loaded."""
 
     def __init__(
-        self, predictor: GPTJPredictor, drain: Drain, flags: Namespace, settings: ServerSettings
+        self,
+        predictor: GPTJPredictor,
+        drain: Drain,
+        flags: Namespace,
+        settings: ServerSettings,
+        traces: TraceExport | None = None,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -68,6 +79,7 @@ class PredictorServer(kserve.ModelServer):
             drain: What a signal begins.
             flags: kserve's own flags, parsed.
             settings: The server's.
+            traces: Where spans go, if there are any.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -86,6 +98,7 @@ class PredictorServer(kserve.ModelServer):
         self._predictor = predictor
         self._drain = drain
         self._flags = flags
+        self._traces = traces
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -100,8 +113,9 @@ class PredictorServer(kserve.ModelServer):
             docs=self.enable_docs_url,
         )
         gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
+        trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         self._rest = PredictorRESTServer(
-            request_middleware(app, settings.max_body_bytes, gate),
+            request_middleware(app, settings.max_body_bytes, gate, trace),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,
@@ -128,6 +142,9 @@ class PredictorServer(kserve.ModelServer):
                 runner.run(self._serve_all())
         except SystemExit as error:  # uvicorn's way to say that it cannot listen, logged by it
             raise OSError(f"cannot listen on HTTP port {self.http_port}") from error
+        finally:
+            if self._traces is not None:
+                self._traces.stop(min(LAST_TRACES_SECONDS, self._drain.seconds_left))
         if self._trouble is not None:
             raise EngineDeadError(self._trouble)
 

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from gptj_predictor.server.generation import GenerationCall
 from gptj_predictor.server.http_requests import active_request
+from gptj_predictor.server.middleware import note_generation
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
@@ -39,6 +40,7 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         async with active_request(request, predictor.requests) as active:
             generation = parse_request(body, predictor.defaults, predictor.limits)
             call = GenerationCall(generation, active)
+            note_generation(request.scope, call)
             texts, _ = await dataplane.infer(model_name, call, dict(request.headers))
         return JSONResponse(format_response(generation, texts))
 
