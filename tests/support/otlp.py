@@ -1,4 +1,4 @@
-"""Receivers of OTLP traces on loopback, made of OpenTelemetry's own messages and service classes."""
+"""Receivers of OTLP traces on loopback, made of OpenTelemetry's messages and service classes."""
 
 from __future__ import annotations
 
@@ -62,12 +62,17 @@ class Collector:
                 self.spans += [_received(span, resource) for span in scope.spans]
 
     def trace(self, trace_id: str) -> tuple[ReceivedSpan, list[ReceivedSpan]]:
-        """A request's span and its children's, once the collector has them."""
-        wait_for(lambda: any(span.trace_id == trace_id for span in list(self.spans)))
-        spans = [span for span in self.spans if span.trace_id == trace_id]
-        ids = {span.span_id for span in spans}
-        [root] = [span for span in spans if span.parent_id not in ids]
-        return root, [span for span in spans if span is not root]
+        """A request's span, which comes last, and those below it."""
+        wait_for(lambda: any(span.kind == Span.SPAN_KIND_SERVER for span in self.of(trace_id)))
+        spans = self.of(trace_id)
+        [request] = [span for span in spans if span.kind == Span.SPAN_KIND_SERVER]
+        children = [span for span in spans if span is not request]
+        assert {span.parent_id for span in children} <= {request.span_id}
+        return request, children
+
+    def of(self, trace_id: str) -> list[ReceivedSpan]:
+        """What has come of a trace."""
+        return [span for span in list(self.spans) if span.trace_id == trace_id]
 
 
 def _received(span: Span, resource: dict[str, Any]) -> ReceivedSpan:
@@ -146,7 +151,7 @@ def grpc_collector() -> Iterator[Collector]:
             return ExportTraceServiceResponse()
 
     server = grpc.server(ThreadPoolExecutor(2))
-    add_TraceServiceServicer_to_server(Service(), server)
+    add_TraceServiceServicer_to_server(Service(), server)  # type: ignore[no-untyped-call]
     collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
@@ -156,9 +161,10 @@ def grpc_collector() -> Iterator[Collector]:
 
 
 @contextmanager
-def hanging_collector() -> Iterator[str]:
-    """The URL of one that takes connections and never answers."""
+def silent_collector(*, listens: bool) -> Iterator[str]:
+    """The URL of one that takes connections and never answers, or not even that."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(16)
+        if listens:
+            listener.listen(16)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -40,7 +40,7 @@ class TraceExport:
     """A running export."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        self._provider = provider
+        self.provider = provider
         self._tracer = provider.get_tracer(OUR_NAME, __version__)
 
     @classmethod
@@ -51,14 +51,14 @@ class TraceExport:
             ValueError: an exporter, a protocol or an endpoint cannot be.
             Exception: whatever the SDK raises at its variables.
         """
-        log = _SdkLog()
+        log = SdkLog()
         sdk = logging.getLogger("opentelemetry")
         sdk.handlers = [log]
         sdk.propagate = False
         exporters = {name: _exporter(name, environment) for name in _exporter_names(environment)}
         provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
         for exporter in exporters.values():
-            provider.add_span_processor(BatchSpanProcessor(_WatchedExporter(exporter, log)))
+            provider.add_span_processor(BatchSpanProcessor(WatchedExporter(exporter, log)))
         log.end_of_start()
         logger.info("traces are exported: %s", ", ".join(exporters))
         return cls(provider)
@@ -70,7 +70,7 @@ class TraceExport:
     def stop(self, seconds: float) -> None:
         """Export what is left, as far as that takes no longer than ``seconds``."""
         # The SDK would wait for its exporter, whose retries take 10 s and more.
-        end = threading.Thread(target=self._provider.shutdown, name="last traces", daemon=True)
+        end = threading.Thread(target=self.provider.shutdown, name="last traces", daemon=True)
         end.start()
         end.join(seconds)
         if end.is_alive():
@@ -132,11 +132,11 @@ def _check_endpoint(environment: Mapping[str, str]) -> None:
             return
 
 
-class _SdkLog(logging.Handler):
+class SdkLog(logging.Handler):
     """What the SDK logs, in few lines.
 
     It writes lines for every batch, some with a traceback. Here the lines of the start are put
-    together to one, those of a failing export are kept for :class:`_WatchedExporter`, and of the
+    together to one, those of a failing export are kept for :class:`WatchedExporter`, and of the
     others each is written once until an export succeeds.
     """
 
@@ -185,10 +185,10 @@ def _one_line(record: logging.LogRecord) -> str:
     return " ".join(text.split())[:MAX_REASON]
 
 
-class _WatchedExporter(SpanExporter):
+class WatchedExporter(SpanExporter):
     """An exporter; a line in the log when it begins to fail, and one when it works again."""
 
-    def __init__(self, exporter: SpanExporter, log: _SdkLog) -> None:
+    def __init__(self, exporter: SpanExporter, log: SdkLog) -> None:
         self._exporter = exporter
         self._log = log
         self._fails = False
