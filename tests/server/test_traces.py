@@ -228,6 +228,16 @@ def test_refused(
     assert not children
 
 
+def test_another_method(traced: Traced) -> None:
+    trace_id = secrets.token_hex(16)
+    headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"}
+    path = traced.server.predict_path
+    assert traced.server.client.request("PROPFIND", path, headers=headers).status_code == 405
+    request, _ = traced.collector.trace(trace_id)
+    assert request.name == "HTTP /v1/models/{model_name}:predict"
+    assert request.attributes["http.request.method"] == "_OTHER"
+
+
 def test_deadline_before_the_first_token(traced: Traced) -> None:
     body = {"instances": ["a"] * 32, "parameters": {"max_new_tokens": 50}}
     response, request, children = traced.ask(body, **{"x-request-timeout": "0.001"})

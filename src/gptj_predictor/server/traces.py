@@ -30,7 +30,7 @@ from gptj_predictor.server.middleware import QUIET_PATHS, generation_of, refusal
 UNTRACED_PATHS = re.compile(rf"{QUIET_PATHS.pattern}|/v2/models/[^/]+/ready")
 
 #: Of a request's sequences, these many have spans of their own: those that took longest, as the
-#: request ended with them. All the same a request has 25 spans at most.
+#: request ended with them. So a request has 25 spans at most.
 MAX_TRACED_SEQUENCES = 8
 
 OPERATION = "text_completion"
@@ -85,6 +85,9 @@ class TraceRequests:
         finally:
             self._end(span, scope, status, clock)
 
+    def _generates(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"] == self._generation_path
+
     def _begin(self, scope: Scope, start: int) -> Span:
         headers = Headers(scope=scope)
         attributes: Attributes = {
@@ -95,7 +98,7 @@ class TraceRequests:
             "gptj.request_id": headers["x-request-id"],
         }
         name = _method(scope, "HTTP")
-        if name == "POST" and scope["path"] == self._generation_path:
+        if self._generates(scope):
             name = f"{OPERATION} {self._model_name}"
             attributes |= {
                 "gen_ai.operation.name": OPERATION,
@@ -112,11 +115,10 @@ class TraceRequests:
         )
 
     def _end(self, span: Span, scope: Scope, status: int | None, clock: _Clock) -> None:
-        end = time.monotonic()
         route = getattr(scope.get("route"), "path_format", None)
         if route is not None:
             span.set_attribute("http.route", route)
-            if scope["path"] != self._generation_path:
+            if not self._generates(scope):
                 span.update_name(f"{_method(scope, 'HTTP')} {route}")
         if status is not None:
             span.set_attribute("http.response.status_code", status)
@@ -126,13 +128,21 @@ class TraceRequests:
             span.set_attribute("error.type", refusal_of(scope) or known)
         if status is None or status >= 500:
             span.set_status(StatusCode.ERROR)
-        call = generation_of(scope)
+        call: GenerationCall | None = generation_of(scope)
+        timelines = [] if call is None else call.timelines
+        end = time.monotonic()  # a sequence that was just ended may have had a token until now
         if call is not None:
-            self._add_generation(span, call, end, clock)
+            self._add_generation(span, call, timelines, end, clock)
         span.end(clock.nanoseconds(end))
 
-    def _add_generation(self, span: Span, call: GenerationCall, end: float, clock: _Clock) -> None:
-        timelines = call.timelines
+    def _add_generation(
+        self,
+        span: Span,
+        call: GenerationCall,
+        timelines: list[Timeline],
+        end: float,
+        clock: _Clock,
+    ) -> None:
         span.set_attributes(_request_attributes(call) | _response_attributes(call, timelines))
         context = set_span_in_context(span)
         for number in _longest(timelines, end):
