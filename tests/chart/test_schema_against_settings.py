@@ -162,6 +162,11 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "max_instances",
         "max_body_bytes",
         "receive_timeout_seconds",
+        "api_key_file",
+        "open_metrics",
+        "trusted_proxies",
+        "log_format",
+        "log_prompts",
     },
     BenchmarkSettings: {
         "output",  # a folder of the volume
@@ -172,6 +177,8 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "rounds",
         "seed",
         "url",
+        "api_key_file",  # for url alone
+        "ca_file",
         "reference",
         "resume",  # always given: a Job may be started again
     },

@@ -16,6 +16,8 @@ ORDER = (
     "process",
     "trace_export",
     "traces",
+    "http_protocol",
+    "grpc_server",
     "routes.app",
     "routes.v1",
     "routes.v2",
@@ -29,8 +31,11 @@ ORDER = (
     "generation",
     "active_requests",
     "admission",
+    "access",
     "middleware",
     "callers",
+    "api_keys",
+    "tls",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -87,6 +88,16 @@ def environment(**extra: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     # Threads that share cores with other tests wait for each other, spinning.
     return inherited | {"OMP_NUM_THREADS": "1", "GPTJ_THREADS": "1"} | extra
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    ]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 class RunningServer:
@@ -180,3 +191,21 @@ class RunningServer:
         )
         assert response.status_code == 200, response.text
         return response.json()["predictions"]
+
+
+class HttpsServer(RunningServer):
+    """The same with TLS flags."""
+
+    def __init__(self, trusted: ssl.SSLContext, *flags: str, **options: Any) -> None:
+        """Start it.
+
+        Args:
+            trusted: What a client knows that trusts the server's certificate.
+            flags: Of the command; those for TLS among them.
+            options: See :class:`RunningServer`.
+        """
+        super().__init__(*flags, **options)
+        self.trusted = trusted
+        self.client.close()
+        address = f"https://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=address, timeout=120, verify=trusted)

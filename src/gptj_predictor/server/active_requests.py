@@ -52,8 +52,16 @@ class ActiveRequests:
     def __init__(self, admission: Admission, max_seconds: float) -> None:
         """Every request goes through ``admission`` and may take ``max_seconds``."""
         self.admission = admission
-        self.max_seconds = max_seconds
+        self._max_seconds = max_seconds
         self._requests: set[ActiveRequest] = set()
+
+    def check(self, caller: str, seconds: float | None) -> None:
+        """Refuse early what :meth:`begin` would refuse.
+
+        Raises:
+            QueueFullError: the queue has no room.
+        """
+        self.admission.check(caller, self._capped(seconds))
 
     @contextmanager
     def begin(self, caller: str, seconds: float | None = None) -> Iterator[ActiveRequest]:
@@ -66,8 +74,8 @@ class ActiveRequests:
         Raises:
             QueueFullError: the queue has no room.
         """
-        seconds = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
-        request = ActiveRequest(caller, self.admission.enter(caller), seconds)
+        seconds = self._capped(seconds)
+        request = ActiveRequest(caller, self.admission.enter(caller, seconds), seconds)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, request.end, FinishReason.DEADLINE)
         self._requests.add(request)
@@ -77,6 +85,9 @@ class ActiveRequests:
             timer.cancel()
             request.ticket.leave()
             self._requests.discard(request)
+
+    def _capped(self, seconds: float | None) -> float:
+        return self._max_seconds if seconds is None else min(seconds, self._max_seconds)
 
     def end_all(self, reason: FinishReason) -> None:
         """End every request early."""

@@ -250,7 +250,10 @@ class _TextStream:
         """Wait for the end, or for a stop string, and return the text."""
         parts, num_tokens = [], 0
         while self._finish_reason is None:
-            for event in await self._batches.get():
+            batch = await self._batches.get()
+            if self._active.ended is FinishReason.CANCELLED:
+                raise EndedEarlyError(FinishReason.CANCELLED)  # nobody reads the text
+            for event in batch:
                 self._finish_reason = event.finish_reason
                 if event.finish_reason is FinishReason.ERROR:
                     raise _failed(event)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gptj_predictor.server.callers import CALLER, caller_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +30,16 @@ RETRY_AFTER_SECONDS = 5
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
 _GENERATION = "gptj_predictor.generation"
+_TEXTS = "gptj_predictor.texts"
 
 
 def request_middleware(
     app: ASGIApp,
     max_body_bytes: int,
     gate: Callable[[ASGIApp], ASGIApp],
+    *,
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
+    log_prompts: bool = False,
 ) -> ASGIApp:
     """Wrap an application: id, span if there are traces, log line, gate, the body's limit.
 
@@ -45,14 +48,22 @@ def request_middleware(
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
         trace: Wraps one with what makes a span of each request.
+        log_prompts: Whether the log gets prompts and texts.
     """
-    inner: ASGIApp = RequestLog(gate(BodyLimit(app, max_body_bytes)))
+    inner: ASGIApp = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
     return RequestId(inner if trace is None else trace(inner))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
     """Leave the reason of an error response for the request's log line."""
     scope[_REASON] = reason
+
+
+def note_texts(
+    scope: Scope, prompts: Sequence[str], texts: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Leave prompts, and their texts once there are some, for the log: see ``--log_prompts``."""
+    scope[_TEXTS] = {"prompts": prompts, "texts": texts}
 
 
 def note_refusal(scope: Scope, refusal: str) -> None:
@@ -121,7 +132,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id", b"").decode("latin-1")
+        given = header(scope, b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
         async def send_with_id(message: Message) -> None:
@@ -140,8 +151,9 @@ class RequestLog:
     An error inside the server is logged with its traceback here and nowhere else.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, log_prompts: bool) -> None:
         self._app = app
+        self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
@@ -162,9 +174,14 @@ class RequestLog:
         except ClientDisconnect:
             status = 499
         except Exception:
-            logger.exception("request %s failed", _request_id(scope))
+            request_id = _request_id(scope)
+            logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             _log(scope, status, time.perf_counter() - started)
+            if self._log_prompts and _TEXTS in scope:
+                # In a text log it looks as in Python, with every special character escaped.
+                fields = {"message": "prompts and texts", "request_id": _request_id(scope)}
+                logger.info(fields | scope[_TEXTS])
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
@@ -172,15 +189,21 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
     level = logging.DEBUG if quiet else logging.INFO if status < 400 else logging.WARNING
     reason = scope.get(_REASON)
+    fields = {
+        "method": scope["method"],
+        "path": path[:200],
+        "status": status,
+        "milliseconds": round(seconds * 1000, 1),
+        "request_id": _request_id(scope),
+        "caller": caller_of(scope),
+    } | ({"error": reason} if reason else {})
     logger.log(
         level,
-        "%s %r %d %.1f ms id=%s%s",
-        scope["method"],
-        path[:200],
-        status,
-        seconds * 1000,
-        _request_id(scope),
+        "%s %r %d %.1f ms id=%s%s%s",
+        *list(fields.values())[:5],
+        f" caller={caller_of(scope)}" if CALLER in scope else "",
         f" error={reason!r}" if reason else "",
+        extra=fields,
     )
 
 
@@ -213,12 +236,12 @@ class BodyLimit:
         await self._app(scope, limited_receive, send)
 
     def _check_headers(self, scope: Scope) -> None:
-        encoding = _header(scope, b"content-encoding", b"identity").decode("latin-1")
+        encoding = header(scope, b"content-encoding", b"identity").decode("latin-1")
         if encoding.strip().lower() not in ("identity", ""):
             raise HTTPException(
                 415, f"Content-Encoding: {encoding[:60]} is not supported; send plain JSON"
             )
-        length = _header(scope, b"content-length", b"0")
+        length = header(scope, b"content-length", b"0")
         if length.isdigit():
             self._check_size(int(length))
 
@@ -227,63 +250,17 @@ class BodyLimit:
             raise HTTPException(413, f"the body is over the limit of {self._max_body_bytes} bytes")
 
 
-def _header(scope: Scope, name: bytes, default: bytes) -> bytes:
+def header(scope: Scope, name: bytes, default: bytes) -> bytes:
     """The last header of a name, which is in lower case."""
     values = [value for key, value in scope["headers"] if key.lower() == name]
     return values[-1] if values else default
 
 
 def _request_id(scope: Scope) -> str:
-    return _header(scope, b"x-request-id", b"").decode()
+    return header(scope, b"x-request-id", b"").decode()
 
 
 def _set_request_id(target: Scope | Message, request_id: str) -> None:
     """Make it the only one in a request's scope or a response's first message."""
     others = [item for item in target.get("headers", []) if item[0].lower() != b"x-request-id"]
     target["headers"] = [*others, (b"x-request-id", request_id.encode())]
-
-
-def receive_deadline(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's HTTP protocol, closing a connection whose request does not arrive in time.
-
-    uvicorn limits only the pause between requests; a client that sends its headers or its body a
-    byte at a time would hold a connection for ever.
-    """
-
-    class DeadlineProtocol(HttpToolsProtocol):
-        _deadline: asyncio.TimerHandle | None = None
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.access_log = False  # RequestLog logs, with the reason and the request id
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._start_deadline()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_deadline()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._start_deadline()
-
-        def on_message_complete(self) -> None:
-            self._stop_deadline()
-            super().on_message_complete()
-
-        def _start_deadline(self) -> None:
-            self._stop_deadline()
-            self._deadline = self.loop.call_later(seconds, self._close)
-
-        def _stop_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _close(self) -> None:
-            logger.warning("a request did not arrive within %g s; connection closed", seconds)
-            self.transport.close()
-
-    return DeadlineProtocol

@@ -13,16 +13,19 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import kserve
-from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.rest.server import RESTServer
 
 from gptj_predictor.engine.request import EngineDeadError
+from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
+from gptj_predictor.server.grpc_server import PredictorGRPCServer
+from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
-from gptj_predictor.server.middleware import receive_deadline, request_middleware
+from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.routes.app import create_app
+from gptj_predictor.server.tls import CertificateFiles
 from gptj_predictor.settings import ServerSettings
 
 if TYPE_CHECKING:  # OpenTelemetry's SDK is imported only where there are traces
@@ -47,14 +50,31 @@ LAST_TRACES_SECONDS = 1.0
 class PredictorRESTServer(RESTServer):
     """kserve's REST server around our application; it leaves signals to :class:`Drain`."""
 
-    def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        receive_timeout_seconds: float,
+        certificate: CertificateFiles | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.config.http = receive_deadline(receive_timeout_seconds)
+        self._certificate = certificate
+        self.config.http = limited_protocol(receive_timeout_seconds)
+        self.config.ws = "none"  # an upgrade would go past all limits
+        self.config.server_header = False
+        self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
         # uvicorn would close the port at once; see Drain.
         self._server.capture_signals = contextlib.nullcontext
 
     def create_application(self) -> None:
         """Nothing to add: the application came complete."""
+
+    async def start(self) -> None:
+        """Serve until :meth:`stop`."""
+        self.config.load()
+        if self._certificate is not None:
+            self._certificate.renew_in(self.config.ssl)
+        await super().start()
 
     def stop(self) -> None:
         """Close the port and idle connections; those with an answer to send end after it."""
@@ -70,6 +90,8 @@ class PredictorServer(kserve.ModelServer):
         drain: Drain,
         flags: Namespace,
         settings: ServerSettings,
+        *,
+        access: Access,
         traces: TraceExport | None = None,
     ) -> None:
         """Set up; nothing listens yet.
@@ -79,6 +101,7 @@ class PredictorServer(kserve.ModelServer):
             drain: What a signal begins.
             flags: kserve's own flags, parsed.
             settings: The server's.
+            access: Who may ask.
             traces: Where spans go, if there are any.
         """
         super().__init__(
@@ -99,6 +122,7 @@ class PredictorServer(kserve.ModelServer):
         self._drain = drain
         self._flags = flags
         self._traces = traces
+        self._access = access
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -112,10 +136,16 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
-        gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
         trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
+        gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
-            request_middleware(app, settings.max_body_bytes, gate, trace),
+            request_middleware(
+                app,
+                settings.max_body_bytes,
+                lambda inner: access.guard(gate(inner)),
+                trace=trace,
+                log_prompts=settings.log_prompts,
+            ),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,
@@ -125,6 +155,7 @@ class PredictorServer(kserve.ModelServer):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=settings.receive_timeout_seconds,
+            certificate=CertificateFiles.of(flags),
         )
 
     def run(self) -> None:
@@ -165,11 +196,12 @@ class PredictorServer(kserve.ModelServer):
 
     async def _serve_all(self) -> None:
         if self.enable_grpc:
-            self._grpc_server = GRPCServer(
+            self._grpc_server = PredictorGRPCServer(
                 self.grpc_port,
                 self.dataplane,
                 self.model_repository_extension,
-                kwargs=vars(self._flags),
+                access=self._access,
+                flags=self._flags,
                 grace_period=self.grace_period,
             )
             self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))
