@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -28,6 +29,7 @@ RETRY_AFTER_SECONDS = 5
 
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
+_GENERATION = "gptj_predictor.generation"
 _TEXTS = "gptj_predictor.texts"
 
 
@@ -36,17 +38,20 @@ def request_middleware(
     max_body_bytes: int,
     gate: Callable[[ASGIApp], ASGIApp],
     *,
+    trace: Callable[[ASGIApp], ASGIApp] | None = None,
     log_prompts: bool = False,
 ) -> ASGIApp:
-    """Wrap an application: the id outermost, then the log line, the gate, the body's limit.
+    """Wrap an application: id, span if there are traces, log line, gate, the body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
+        trace: Wraps one with what makes a span of each request.
         log_prompts: Whether the log gets prompts and texts.
     """
-    return RequestId(RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts))
+    inner: ASGIApp = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
+    return RequestId(inner if trace is None else trace(inner))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -64,6 +69,21 @@ def note_texts(
 def note_refusal(scope: Scope, refusal: str) -> None:
     """Leave the kind of refusal, one word, for whoever counts them."""
     scope[_REFUSAL] = refusal
+
+
+def refusal_of(scope: Scope) -> str | None:
+    """What :func:`note_refusal` left."""
+    return scope.get(_REFUSAL)
+
+
+def note_generation(scope: Scope, call: object) -> None:
+    """Leave a request's ``GenerationCall`` for its span."""
+    scope[_GENERATION] = call
+
+
+def generation_of(scope: Scope) -> Any:
+    """What :func:`note_generation` left, if anything."""
+    return scope.get(_GENERATION)
 
 
 async def refuse(

@@ -10,7 +10,7 @@ import signal
 from argparse import Namespace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kserve
 from kserve.protocol.rest.server import RESTServer
@@ -28,6 +28,9 @@ from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.server.tls import CertificateFiles
 from gptj_predictor.settings import ServerSettings
 
+if TYPE_CHECKING:  # OpenTelemetry's SDK is imported only where there are traces
+    from gptj_predictor.server.trace_export import TraceExport
+
 logger = logging.getLogger(__name__)
 
 #: All of them drain; a second SIGINT, as a second Ctrl-C, does not wait.
@@ -39,6 +42,9 @@ WATCH_SECONDS = 0.25
 
 #: Seconds in which those that wait for a lost engine get their answers.
 LAST_ANSWERS_SECONDS = 1.0
+
+#: Seconds, at most and within the grace period, in which the last traces are exported.
+LAST_TRACES_SECONDS = 1.0
 
 
 class PredictorRESTServer(RESTServer):
@@ -86,6 +92,7 @@ class PredictorServer(kserve.ModelServer):
         settings: ServerSettings,
         *,
         access: Access,
+        traces: TraceExport | None = None,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -95,6 +102,7 @@ class PredictorServer(kserve.ModelServer):
             flags: kserve's own flags, parsed.
             settings: The server's.
             access: Who may ask.
+            traces: Where spans go, if there are any.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -113,6 +121,7 @@ class PredictorServer(kserve.ModelServer):
         self._predictor = predictor
         self._drain = drain
         self._flags = flags
+        self._traces = traces
         self._access = access
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
@@ -127,12 +136,14 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
+        trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,
                 settings.max_body_bytes,
                 lambda inner: access.guard(gate(inner)),
+                trace=trace,
                 log_prompts=settings.log_prompts,
             ),
             self.dataplane,
@@ -162,6 +173,9 @@ class PredictorServer(kserve.ModelServer):
                 runner.run(self._serve_all())
         except SystemExit as error:  # uvicorn's way to say that it cannot listen, logged by it
             raise OSError(f"cannot listen on HTTP port {self.http_port}") from error
+        finally:
+            if self._traces is not None:
+                self._traces.stop(min(LAST_TRACES_SECONDS, self._drain.seconds_left))
         if self._trouble is not None:
             raise EngineDeadError(self._trouble)
 
