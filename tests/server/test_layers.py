@@ -14,6 +14,10 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
+    "metrics",
+    "metrics_vllm",
+    "metrics_table",
+    "request_counts",
     "routes.app",
     "routes.v1",
     "routes.v2",

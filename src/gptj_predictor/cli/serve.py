@@ -16,6 +16,7 @@ from gptj_predictor.cli.flags import (
     validated,
 )
 from gptj_predictor.cli.model import find_model
+from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.settings import (
     GenerationParameters,
     Limits,
@@ -101,18 +102,20 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
     use_flags(flags)
     # Find the snapshot before the long imports: it may take a pull's time to appear.
-    with one_line_errors():
+    phases = Phases()
+    with one_line_errors(), phases.measure(Phase.SNAPSHOT_WAIT):
         folder = find_model(settings)
-    from gptj_predictor.launch import LaunchPlan
+    with phases.measure(Phase.IMPORTS):  # these two import torch, kserve, and those below
+        from gptj_predictor.launch import LaunchPlan
+        from gptj_predictor.server.process import PredictorServer
     from gptj_predictor.server.active_requests import ActiveRequests
     from gptj_predictor.server.admission import Admission
     from gptj_predictor.server.drain import Drain
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
-    from gptj_predictor.server.process import PredictorServer
 
     with one_line_errors():
-        plan = LaunchPlan.prepare(folder, settings)
+        plan = LaunchPlan.prepare(folder, settings, phases)
         limits = Limits(
             context=plan.folder.config.n_positions,
             vocabulary=plan.folder.config.vocab_size,
@@ -132,7 +135,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             drain=drain,
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
-        PredictorServer(predictor, drain, flags, settings).run()
+        PredictorServer(predictor, drain, flags, settings, phases).run()
 
 
 def fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:

@@ -30,18 +30,25 @@ RETRY_AFTER_SECONDS = 5
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
 
+#: The refusal of a client that has gone before its answer.
+CLIENT_GONE = "client_gone"
+
 
 def request_middleware(
-    app: ASGIApp, max_body_bytes: int, gate: Callable[[ASGIApp], ASGIApp]
+    app: ASGIApp,
+    max_body_bytes: int,
+    gate: Callable[[ASGIApp], ASGIApp],
+    count: Callable[[ASGIApp], ASGIApp],
 ) -> ASGIApp:
-    """Wrap an application: the id outermost, then the log line, the gate, the body's limit.
+    """Wrap an application: the id outermost, the counts, the log line, the gate, the body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
+        count: Wraps one with what counts requests.
     """
-    return RequestId(RequestLog(gate(BodyLimit(app, max_body_bytes))))
+    return RequestId(count(RequestLog(gate(BodyLimit(app, max_body_bytes)))))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -52,6 +59,11 @@ def refusal_reason(scope: Scope, reason: str) -> None:
 def note_refusal(scope: Scope, refusal: str) -> None:
     """Leave the kind of refusal, one word, for whoever counts them."""
     scope[_REFUSAL] = refusal
+
+
+def refusal_of(scope: Scope) -> str | None:
+    """What :func:`note_refusal` left."""
+    return scope.get(_REFUSAL)
 
 
 async def refuse(
@@ -140,6 +152,7 @@ class RequestLog:
             await self._app(scope, receive, send_and_note)
         except ClientDisconnect:
             status = 499
+            note_refusal(scope, CLIENT_GONE)
         except Exception:
             logger.exception("request %s failed", _request_id(scope))
         finally:

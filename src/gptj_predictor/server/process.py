@@ -15,13 +15,17 @@ from typing import Any
 import kserve
 from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.rest.server import RESTServer
+from prometheus_client import REGISTRY
 
+from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
+from gptj_predictor.server.metrics import MetricsCollector
 from gptj_predictor.server.middleware import receive_deadline, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.settings import ServerSettings
 
@@ -59,7 +63,12 @@ class PredictorServer(kserve.ModelServer):
     """kserve's model server; HTTP answers from the start, the model is ready once it is loaded."""
 
     def __init__(
-        self, predictor: GPTJPredictor, drain: Drain, flags: Namespace, settings: ServerSettings
+        self,
+        predictor: GPTJPredictor,
+        drain: Drain,
+        flags: Namespace,
+        settings: ServerSettings,
+        phases: Phases,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -68,6 +77,7 @@ class PredictorServer(kserve.ModelServer):
             drain: What a signal begins.
             flags: kserve's own flags, parsed.
             settings: The server's.
+            phases: How long the start has taken so far.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -99,9 +109,14 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
+        counts = RequestCounts()
+        REGISTRY.register(
+            MetricsCollector(predictor, drain, counts, phases, settings.metrics_compat)
+        )
+        count = partial(CountRequests, counts=counts)
         gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
         self._rest = PredictorRESTServer(
-            request_middleware(app, settings.max_body_bytes, gate),
+            request_middleware(app, settings.max_body_bytes, gate, count),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,

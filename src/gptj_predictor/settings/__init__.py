@@ -18,6 +18,7 @@ from gptj_predictor.settings.server import (
     GPU_PREFILL_TOKENS,
     GPU_WEIGHT_SHARE,
     THREAD_BYTES,
+    MetricsCompat,
     Precision,
     ServerSettings,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "LengthError",
     "Lengths",
     "Limits",
+    "MetricsCompat",
     "OrderError",
     "Precision",
     "PullSettings",

@@ -44,6 +44,13 @@ class Precision(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class MetricsCompat(enum.StrEnum):
+    """Whose names the metrics have beside our own: ``--metrics_compat``."""
+
+    NONE = "none"
+    VLLM = "vllm"
+
+
 class ServerSettings(BaseModel):
     """How the server is set up; each field is a flag of ``gptj-predictor serve``."""
 
@@ -160,6 +167,11 @@ class ServerSettings(BaseModel):
         30,
         gt=0,
         description="Seconds for a request to arrive whole; then its connection is closed.",
+    )
+    metrics_compat: MetricsCompat = Field(
+        MetricsCompat.NONE,
+        description="vllm: /metrics also has the metrics that routers, autoscalers and dashboards "
+        "of vLLM know.",
     )
 
     @field_validator("device")
