@@ -32,6 +32,7 @@ REASONS = (
     *("invalid", "too_large", "unauthorized", "not_found", "not_ready", "draining"),
     *("queued_requests", "queued_tokens", "caller_share", "deadline", "out_of_memory"),
 )
+_KNOWN = frozenset(REASONS)
 _BY_STATUS = {
     401: "unauthorized",
     403: "unauthorized",
@@ -87,7 +88,7 @@ def _classify(status: int | None, refusal: str | None) -> tuple[Outcome, str]:
         return Outcome.ERROR, ""
     if status < 400:
         return Outcome.OK, ""
-    if refusal in REASONS:
+    if refusal in _KNOWN:
         return Outcome.REJECTED, refusal
     if status in _BY_STATUS:
         return Outcome.REJECTED, _BY_STATUS[status]
