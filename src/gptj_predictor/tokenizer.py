@@ -59,8 +59,18 @@ class Tokenizer:
         return self._tokenizer.bos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, without any added at its ends. Releases the interpreter lock."""
-        return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        """The tokens of a text, without any added at its ends. Releases the interpreter lock.
+
+        Raises:
+            RuntimeError: the library failed.
+        """
+        try:
+            return self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        except BaseException as error:
+            # A panic of its Rust code is no Exception; it would end the thread that meets it.
+            if type(error).__name__ == "PanicException":
+                raise RuntimeError("the tokenizer panicked") from error
+            raise
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token: none for a special token or an id without a text."""

@@ -104,6 +104,7 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         (["--min_length", "50", "--max_length", "40"], {}, "--min_length 50 is above"),
         (["--min_new_tokens", "5", "--max_new_tokens", "4"], {}, "--min_new_tokens 5"),
         (["--workers", "2"], {}, "--workers 2"),
+        (["--drain_delay", "30"], {}, "--drain_delay 30 is not below --grace_period 30"),
         (["--kv_cache_gib", "0"], {}, "--kv_cache_gib 0"),
         ([], {"GPTJ_TOPK": "5"}, "GPTJ_TOPK is unknown"),
         ([], {"GPTJ_SEED": "-1"}, "--seed -1"),

@@ -96,16 +96,18 @@ class RunningServer:
         *flags: str,
         grpc: bool = False,
         program: str | None = None,
+        log: str | None = None,
         **extra_environment: str,
     ) -> None:
+        """Start it; what it prints goes to ``log``, or to a file of its own."""
         self.port = free_port()
         self.grpc_port = free_port()
         self._log = tempfile.NamedTemporaryFile("r", suffix=".log")  # noqa: SIM115
         ports = ["--http_port", str(self.port), "--grpc_port", str(self.grpc_port)]
-        with Path(self._log.name).open("w") as log:
+        with Path(log or self._log.name).open("w") as output:
             self.process = subprocess.Popen(
                 command("--enable_grpc", str(grpc).lower(), *flags, *ports, program=program),
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment(**extra_environment),
             )

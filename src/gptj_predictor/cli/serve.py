@@ -72,6 +72,11 @@ def read_settings(
     """
     given = read_given(flags, environment, SERVE_SETTINGS)
     settings = validated(ServerSettings, given)
+    if settings.drain_delay >= settings.grace_period:
+        raise SettingsError(
+            f"--drain_delay {settings.drain_delay:g} is not below --grace_period "
+            f"{settings.grace_period:g}: running texts would have no time to end"
+        )
     defaults = validated(GenerationParameters, given)
     try:
         defaults.lengths.check_order()

@@ -151,7 +151,7 @@ class Engine:
             self._end_all(Event(finish_reason=FinishReason.CANCELLED))
         except BaseException as error:
             is_device = isinstance(error, DeviceFaultError)
-            self._cause = str(error) if is_device else f"{type(error).__name__}: {error}"
+            self._cause = str(error) if is_device else repr(error)
             logger.exception("the engine died")
             self._end_all(_failed(Failure.ENGINE, "the engine died"))
             raise
