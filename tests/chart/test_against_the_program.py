@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gptj_predictor.cli import build_parser
 from gptj_predictor.cli.flags import validated
 from gptj_predictor.cli.serve import read_settings
+from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import PullSettings
-from tests.support.chart_values import MATRIX
+from tests.support.certificates import write_certificate
+from tests.support.chart_values import MATRIX, MODES
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
@@ -49,6 +55,9 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
     assert settings.wait_for_snapshot == probe["periodSeconds"] * probe["failureThreshold"]
     assert flags.http_port == container["ports"][0]["containerPort"]
     assert not flags.enable_grpc  # Knative gives a container one port
+    mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
+    for path in (settings.api_key_file, flags.ssl_certfile, flags.ssl_keyfile):
+        assert path is None or str(path).startswith(mounted)
     assert model_name is not None
     assert all(
         container[kind]["httpGet"]["path"] == f"/v1/models/{model_name}"
@@ -59,6 +68,10 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
         assert (defaults.temperature, defaults.top_p) == (0.5, 0.95)
         assert defaults.repetition_penalty == 1.1
         assert settings.max_batch_size == 64
+        assert (settings.max_queued_requests, settings.max_queued_tokens) == (64, 9000)
+        assert settings.trusted_proxies == "192.0.2.1,2001:db8::/32"
+        assert settings.log_format == "json"
+        assert settings.open_metrics
     # The server looks for what the Job pulls.
     if release.has("Job", "-pull-"):
         pull = validated(
@@ -126,24 +139,113 @@ def run_job(container: Object, *flags: str, **variables: str) -> str:
 def check_test_pod(pod: Object, server: RunningServer) -> None:
     """Run the script of ``helm test`` with addresses of this machine."""
     [container] = pod["containers"]
-    script, name, seconds, *urls = container["args"]
+    _, name, seconds, *urls = container["args"]
     assert urls == ["http://demo-predictor.ml.svc", "http://demo-predictor.ml.svc:8080"]
     assert float(seconds) > 0
-
-    def run(name: str, seconds: str, *ports: int) -> subprocess.CompletedProcess[str]:
-        addresses = [f"http://127.0.0.1:{port}" for port in ports]
-        return subprocess.run(
-            [sys.executable, *container["command"][1:], script, name, seconds, *addresses],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
     unused = free_port()
-    done = run(name, seconds, unused, server.port)
+    done = run_test_pod(container, name, seconds, unused, server.port)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith("Right now is the perfect time to")
-    assert run("another", "0", unused, server.port).returncode == 1
+    assert run_test_pod(container, "another", "0", unused, server.port).returncode == 1
+
+
+def run_test_pod(
+    container: Object, name: str, seconds: str, *ports: int, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """The script of ``helm test`` for these ports of this machine, over the protocol it has."""
+    script, *_, url = container["args"]
+    addresses = [f"{url.partition(':')[0]}://127.0.0.1:{port}" for port in ports]
+    return subprocess.run(
+        [sys.executable, *container["command"][1:], script, name, seconds, *addresses],
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.process
+def test_a_replica_that_stops_loses_nothing() -> None:
+    """As where routers learn late: they still send for a while after the signal."""
+    times = {"drainDelaySeconds": 2, "terminationGracePeriodSeconds": 20}
+    release = render(MODES["standard"], times, {"download": {"enabled": False}})
+    container = release.container
+    with RunningServer(*container["args"][1:], "--model", str(DEMO_SNAPSHOT)) as server:
+        ready = container["readinessProbe"]["httpGet"]["path"]
+        server.wait_until(ready, 200)
+        server.process.send_signal(signal.SIGTERM)
+        signaled = time.monotonic()
+        server.wait_until(ready, 503)
+        while time.monotonic() < signaled + 1.5:
+            server.predict(["Right now"], max_new_tokens=8)
+        assert server.process.wait(20) == 0
+
+
+@pytest.mark.process
+def test_https_and_api_keys(tmp_path: Path) -> None:
+    """Probes, ``helm test`` and the notes' curl over HTTPS; those that ask need a key."""
+    values: Values = {
+        "apiKeys": {"existingSecret": "callers", "key": "api.keys"},
+        "tls": {"existingSecret": "certificate"},
+        "download": {"enabled": False},
+    }
+    release = render(MODES["standard"], values)
+    container = release.container
+    folders = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    (tmp_path / "tls").mkdir()
+    write_certificate(tmp_path / "tls", "texts.example.com")
+    (tmp_path / "api-keys").mkdir()
+    (tmp_path / "api-keys" / "keys").write_text("first-key-0123456789\nsecond-key-0123456789\n")
+
+    def here(text: str) -> str:
+        for name in ("tls", "api-keys"):
+            text = text.replace(folders[name], str(tmp_path / name))
+        return text
+
+    # The last flag wins: the bundled demo, from no model cache.
+    with RunningServer(*map(here, container["args"][1:]), "--model", str(DEMO_SNAPSHOT)) as server:
+        server.client.close()
+        # As a kubelet, which does not check the certificate.
+        address = f"https://127.0.0.1:{server.port}"
+        server.client = httpx.Client(base_url=address, timeout=120, verify=False)
+        server.wait_until(container["startupProbe"]["httpGet"]["path"], 200)
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            get = container[probe]["httpGet"]
+            assert get["scheme"] == "HTTPS"
+            assert server.client.get(get["path"]).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{server.port}/")
+        [pod] = [one["spec"] for one in release.all("Pod")]
+        [test] = pod["containers"]
+        name, seconds = test["args"][1:3]
+        variables = {key: here(value) for key, value in literal_environment(test).items()}
+        done = run_test_pod(test, name, seconds, free_port(), server.port, **variables)
+        assert done.returncode == 0, done.stderr
+        answer = curl_of_the_notes(release, address, key="second-key-0123456789")
+        assert "Right now is the perfect time to" in answer
+        assert "predictions" not in curl_of_the_notes(release, address, key="no-such-key")
+        (tmp_path / "wrong").write_text("no-such-key\n")
+        refused = run_test_pod(
+            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(tmp_path / "wrong")}
+        )
+        assert refused.returncode == 1
+        assert "the prediction was answered with 401" in refused.stderr
+        # A certificate that is not the Secret's.
+        (tmp_path / "other").mkdir()
+        write_certificate(tmp_path / "other", "texts.example.com")
+        variables["CERTIFICATE_FILE"] = str(tmp_path / "other" / "tls.crt")
+        refused = run_test_pod(test, name, "0", server.port, **variables)
+        assert refused.returncode == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout
+
+
+def curl_of_the_notes(release: Release, address: str, key: str = "") -> str:
+    """What the curl command of the notes prints, for a server of this machine."""
+    [command] = [line for line in release.notes.splitlines() if line.startswith("  curl ")]
+    words = shlex.split(command.replace("$URL", address).replace("$KEY", key))
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow

@@ -23,7 +23,8 @@ def test_restricted_pod_security(releases: dict[str, Release]) -> None:
                 assert context["seccompProfile"] == {"type": "RuntimeDefault"}
                 assert context["readOnlyRootFilesystem"] is True
             for volume in pod.get("volumes", []):
-                assert set(volume) - {"name"} <= {"emptyDir", "persistentVolumeClaim", "configMap"}
+                kinds = {"emptyDir", "persistentVolumeClaim", "configMap", "secret"}
+                assert set(volume) - {"name"} <= kinds
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_standard() -> None:
         "serving.kserve.io/autoscalerClass": "none",
     }
     assert release.predictor["deploymentStrategy"] == {"type": "Recreate"}
-    assert release.predictor["terminationGracePeriodSeconds"] > 30  # the server's own
+    assert release.predictor["terminationGracePeriodSeconds"] == 60
     assert release.predictor["securityContext"]["fsGroup"] == 65532
     more = render(values, SCALINGS["four"]).one("InferenceService")["metadata"]["annotations"]
     assert more == {"serving.kserve.io/deploymentMode": "Standard"}

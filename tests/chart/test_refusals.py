@@ -11,6 +11,7 @@ from tests.support.chart_values import MANY, MODES
 from tests.support.charts import Values, merged, nested, render
 
 STANDARD = MODES["standard"]
+KEDA: Values = {"scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}}
 
 COMBINATIONS: list[tuple[Values, str]] = [
     ({"scaling": {"maxReplicas": 2}}, "scaling.maxReplicas 2 with cache.accessModes"),
@@ -91,6 +92,53 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"download": {"enabled": False}, "model": {"revision": "abc"}},
         "model.revision abc with download.enabled false",
     ),
+    ({"drainDelaySeconds": 300}, "drainDelaySeconds 300: less than the 300 s of timeoutSeconds"),
+    (
+        merged(STANDARD, {"drainDelaySeconds": 60}),
+        "drainDelaySeconds 60: less than the 60 s of terminationGracePeriodSeconds",
+    ),
+    (
+        merged(STANDARD, {"drainDelaySeconds": 2.5, "terminationGracePeriodSeconds": 2}),
+        "drainDelaySeconds 2.5: less than the 2 s",
+    ),
+    ({"tls": {"existingSecret": "x"}}, "tls.existingSecret: only with .* Standard; .*queue proxy"),
+    ({"apiKeys": {"openMetrics": True}}, "apiKeys.openMetrics without apiKeys.existingSecret"),
+    (
+        {"apiKeys": {"existingSecret": "x"}, "podMonitor": {"enabled": True}},
+        "podMonitor.enabled with apiKeys.existingSecret: .* set apiKeys.openMetrics true",
+    ),
+    (
+        {"networkPolicy": {"tracesTo": [{"podSelector": {}}]}},
+        "networkPolicy.tracesTo without tracing.endpoint",
+    ),
+    (
+        {
+            "tracing": {"endpoint": "http://collector:4318"},
+            "extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "x"}],
+        },
+        "extraEnv OTEL_SERVICE_NAME: the values of tracing set it",
+    ),
+    (KEDA, "scaling.keda.enabled: only with deploymentMode Standard"),
+    (
+        merged(STANDARD, {"scaling": {"keda": {"enabled": True}}}),
+        "needs scaling.keda.serverAddress",
+    ),
+    (
+        merged(STANDARD, KEDA, {"scaling": {"autoscalerClass": "keda"}}),
+        "scaling.autoscalerClass keda with scaling.keda.enabled: two autoscalers",
+    ),
+    (
+        merged(STANDARD, KEDA, {"scaling": {"scaleMetric": "cpu", "scaleTarget": 80}}),
+        "scaleMetric and scaleTarget are KServe's",
+    ),
+    (
+        merged({"deploymentMode": "Standard"}, KEDA),
+        "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count",
+    ),
+    (
+        merged(STANDARD, KEDA, {"scaling": {"keda": {"fallback": {"replicas": 2}}}}),
+        "scaling.keda.fallback.replicas 2: not from scaling.minReplicas 1 to scaling.maxReplicas 1",
+    ),
     ({"progressDeadline": "119s"}, "progressDeadline 119s: at least 2m"),
     (merged(STANDARD, {"progressDeadline": "0s"}), "progressDeadline 0s: at least 2m"),
     (
@@ -163,6 +211,16 @@ ALLOWED: list[Values] = [
     {"probes": {"startup": {"failureThreshold": 360}}},
     {"extraEnv": [{"name": "PYTHONUNBUFFERED", "value": "1"}]},
     {"benchmark": {"only": True, "batchSize": 1}, "deploymentMode": "Standard"},
+    merged(STANDARD, {"drainDelaySeconds": 59}),
+    merged(STANDARD, {"drainDelaySeconds": 0, "terminationGracePeriodSeconds": 0}),
+    merged(STANDARD, {"terminationGracePeriodSeconds": 1}),
+    {"timeoutSeconds": 1},
+    {"drainDelaySeconds": 5},
+    {"apiKeys": {"existingSecret": "x"}},
+    merged(STANDARD, {"tls": {"existingSecret": "x"}, "podMonitor": {"enabled": True}}),
+    merged(STANDARD, KEDA, {"scaling": {"autoscalerClass": "external"}}),
+    merged({"deploymentMode": "Standard"}, KEDA, {"scaling": {"keda": {"query": "sum(a)"}}}),
+    {"extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "x"}]},
     {"fullnameOverride": "a" * 53},
 ]
 
@@ -255,6 +313,29 @@ BAD: list[tuple[str, object]] = [
     ("tolerations", {}),
     ("podDisruptionBudget.maxUnavailable", "half"),
     ("allow.everything", True),
+    ("drainDelaySeconds", -1),
+    ("queue.maxRequests", 0),
+    ("queue.maxTokens", "9000"),
+    ("trustedProxies", "10.0.0.0/8"),
+    ("trustedProxies", ["*"]),
+    ("trustedProxies", ["ingress.example.com"]),
+    ("apiKeys.existingSecret", "My Secret"),
+    ("apiKeys.key", ""),
+    ("apiKeys.key", "a/b"),
+    ("apiKeys.keys", ["secret"]),
+    ("tls.existingSecret", None),
+    ("tracing.endpoint", "collector:4318"),
+    ("tracing.endpoint", "http://user:password@collector:4318"),
+    ("tracing.protocol", "http/json"),
+    ("tracing.samplingRatio", 1.5),
+    ("logFormat", "xml"),
+    ("networkPolicy.tracesTo", {}),
+    ("scaling.keda.enabled", "yes"),
+    ("scaling.keda.serverAddress", "prometheus:9090"),
+    ("scaling.keda.threshold", 0),
+    ("scaling.keda.fallback.failureThreshold", 0),
+    ("scaling.keda.fallback.behavior", "most"),
+    ("scaling.keda.authenticationRef.kind", "Secret"),
 ]
 
 GOOD: list[tuple[str, object]] = [
@@ -276,6 +357,13 @@ GOOD: list[tuple[str, object]] = [
     ("securityContext.runAsUser", 1000),
     ("podSecurityContext", {}),
     ("global", {"storageClass": "fast"}),
+    ("trustedProxies", []),
+    ("trustedProxies", ["10.0.0.0/8", "::1", "fd00::/8"]),
+    ("tracing.endpoint", "https://[2001:db8::1]:4318/v1"),
+    ("tracing.samplingRatio", 0),
+    ("apiKeys.key", "api-keys.txt"),
+    ("scaling.keda.threshold", 2.5),
+    ("scaling.keda.behavior", None),
 ]
 
 

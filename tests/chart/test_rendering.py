@@ -24,7 +24,7 @@ from tests.support.charts import (
 KUBERNETES = ("1.25", "1.37")
 
 #: Custom resources: kubernetes-validate has no schema for them.
-CUSTOM = {"InferenceService", "PodMonitor"}
+CUSTOM = {"InferenceService", "PodMonitor", "ScaledObject"}
 
 #: API versions that every supported Kubernetes serves and none deprecates.
 API_VERSIONS = {
@@ -34,6 +34,7 @@ API_VERSIONS = {
     "networking.k8s.io/v1",
     "serving.kserve.io/v1beta1",
     "monitoring.coreos.com/v1",
+    "keda.sh/v1alpha1",
 }
 
 
@@ -116,6 +117,7 @@ def test_what_is_made(releases: dict[str, Release]) -> None:
         assert not release.has("ConfigMap")
         assert not release.has("NetworkPolicy")
         assert not release.has("PodDisruptionBudget")
+        assert not release.has("ScaledObject")
 
 
 @pytest.mark.slow
@@ -166,6 +168,7 @@ def test_optional_parts() -> None:
     # The container's, and queue-proxy's: https://knative.dev/docs/serving/
     assert ports == {8080, 8012, 8013, 8112, 8022, 9090, 9091}
     assert predictor["ingress"][0]["from"] == [{"podSelector": {}}]
+    assert [rule.get("to") for rule in predictor["egress"]] == [None, [{"namespaceSelector": {}}]]
     jobs = release.one("NetworkPolicy", "jobs")["spec"]
     [components] = jobs["podSelector"]["matchExpressions"]
     templates = [job["spec"]["template"]["metadata"] for job in release.all("Job")]

@@ -101,6 +101,22 @@ FLAGS = [
     default_of_requests("temperature", 0.25),
     default_of_requests("top_p", 0.001),
     default_of_requests("repetition_penalty", 1.5),
+    Flag(
+        "queue.maxRequests",
+        "--max_queued_requests",
+        (SERVE,),
+        7,
+        (ServerSettings, "max_queued_requests"),
+    ),
+    Flag(
+        "queue.maxTokens",
+        "--max_queued_tokens",
+        (SERVE,),
+        1_000_000,
+        (ServerSettings, "max_queued_tokens"),
+    ),
+    Flag("drainDelaySeconds", "--drain_delay", (SERVE,), 2.5, (ServerSettings, "drain_delay")),
+    Flag("logFormat", "--log_format", (SERVE,), "json", (ServerSettings, "log_format")),
     # 0 is for no benchmark.
     Flag(
         "benchmark.batchSize",
@@ -121,7 +137,19 @@ FLAGS = [
 
 #: Flags that no single value decides.
 DERIVED = {
-    SERVE: {"--wait_for_snapshot", "--http_port", "--enable_grpc", "--tag"},
+    SERVE: {
+        "--wait_for_snapshot",
+        "--http_port",
+        "--enable_grpc",
+        "--tag",
+        "--max_request_seconds",
+        "--grace_period",
+        "--trusted_proxies",
+        "--api_key_file",
+        "--open_metrics",
+        "--ssl_certfile",
+        "--ssl_keyfile",
+    },
     PULL: {"--dest", "--tag"},
     BENCHMARK: {"--wait_for_snapshot", "--tag", "--output", "--resume"},
 }
@@ -153,15 +181,17 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "kv_cache_gib",
         "enable_prefix_caching",
         "cuda_graphs",
-        "max_queued_requests",
-        "max_queued_tokens",
-        "max_request_seconds",
-        "drain_delay",
-        "grace_period",
-        "step_timeout_seconds",
         "max_instances",
         "max_body_bytes",
         "receive_timeout_seconds",
+        "max_request_seconds",  # made from timeoutSeconds
+        "grace_period",  # made from terminationGracePeriodSeconds or timeoutSeconds
+        "trusted_proxies",  # made from the list trustedProxies
+        "api_key_file",  # where apiKeys.existingSecret is mounted
+        "open_metrics",  # apiKeys.openMetrics, which without keys means nothing
+        "step_timeout_seconds",
+        "metrics_compat",
+        "log_prompts",
     },
     BenchmarkSettings: {
         "output",  # a folder of the volume

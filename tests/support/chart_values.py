@@ -84,6 +84,15 @@ EVERYTHING: Values = {
     "priorityClassName": "high",
     "runtimeClassName": "nvidia",
     "serviceAccount": {"annotations": {"cloud/role": "reader"}},
+    "queue": {"maxRequests": 64, "maxTokens": 9000},
+    "trustedProxies": ["192.0.2.1", "2001:db8::/32"],
+    "apiKeys": {"existingSecret": "keys", "openMetrics": True},
+    "tracing": {
+        "endpoint": "http://collector.monitoring:4318",
+        "serviceName": "texts",
+        "samplingRatio": 0.25,
+    },
+    "logFormat": "json",
     "extraEnv": [
         {"name": "HF_ENDPOINT", "value": "http://hub"},
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
@@ -101,8 +110,21 @@ EVERYTHING: Values = {
     ],
     "podMonitor": {"enabled": True, "labels": {"team": "ops"}},
     "dashboard": {"enabled": True},
-    "networkPolicy": {"enabled": True, "from": [{"podSelector": {}}]},
+    "networkPolicy": {
+        "enabled": True,
+        "from": [{"podSelector": {}}],
+        "tracesTo": [{"namespaceSelector": {}}],
+    },
     "podDisruptionBudget": {"enabled": True},
+}
+
+#: What only one of the modes has.
+OF_MODE: dict[str, Values] = {
+    "knative": {},
+    "standard": {
+        "tls": {"existingSecret": "certificate"},
+        "scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
+    },
 }
 
 #: Every combination of the above, the examples, and everything at once in each mode.
@@ -116,4 +138,6 @@ MATRIX = {
     )
 }
 MATRIX |= {f"example {name}": example_values(name) for name in EXAMPLES}
-MATRIX |= {f"everything, {name}": merged(EVERYTHING, mode) for name, mode in MODES.items()}
+MATRIX |= {
+    f"everything, {name}": merged(EVERYTHING, mode, OF_MODE[name]) for name, mode in MODES.items()
+}

@@ -1,16 +1,47 @@
 """Wait until the model is ready, ask it once, and check the shape of its answer.
 
 Arguments: model name, seconds to wait, one or more base URLs of which one answers.
+Environment: API_KEY_FILE, a file whose first line is an API key, if the server wants one;
+CERTIFICATE_FILE, the server's certificate, for HTTPS.
 """
 
 import json
+import os
+import ssl
 import sys
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 name, seconds, *bases = sys.argv[1:]
 deadline = time.monotonic() + float(seconds)
+
+
+def headers():
+    """The first API key of the file, if there is one."""
+    path = os.environ.get("API_KEY_FILE")
+    if path is None:
+        return {}
+    keys = Path(path).read_text().split()
+    if not keys:
+        sys.exit("the Secret with the API keys has none")
+    return {"Authorization": f"Bearer {keys[0]}"}
+
+
+def trust():
+    """Trust in the certificate of the file, whatever name it is for."""
+    path = os.environ.get("CERTIFICATE_FILE")
+    if path is None:
+        return None
+    context = ssl.create_default_context(cafile=path)
+    context.check_hostname = False
+    # Else a certificate that another has signed would need that one as well.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
+
+
+context = trust()
 
 
 def wait_until_ready():
@@ -18,7 +49,8 @@ def wait_until_ready():
     while True:
         for base in bases:
             try:
-                with urllib.request.urlopen(f"{base}/v1/models/{name}", timeout=60) as answer:
+                url = f"{base}/v1/models/{name}"
+                with urllib.request.urlopen(url, timeout=60, context=context) as answer:
                     if json.load(answer)["ready"] is True:
                         return base
                 problem = "not ready"
@@ -33,9 +65,10 @@ def wait_until_ready():
 base = wait_until_ready()
 prompt = "Right now is the perfect time to"
 body = {"instances": [prompt], "parameters": {"max_new_tokens": 8}}
-request = urllib.request.Request(f"{base}/v1/models/{name}:predict", json.dumps(body).encode())
+url = f"{base}/v1/models/{name}:predict"
+request = urllib.request.Request(url, json.dumps(body).encode(), headers())
 try:
-    with urllib.request.urlopen(request, timeout=600) as answer:
+    with urllib.request.urlopen(request, timeout=600, context=context) as answer:
         prediction = json.load(answer)
 except urllib.error.HTTPError as error:
     sys.exit(f"the prediction was answered with {error.code}: {error.read().decode()}")

@@ -23,14 +23,48 @@ cards in gpu.labelValues are of these two.
 {{- end }}
 
 {{- define "gptj.serveArgs" -}}
-{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" "8080" "--enable_grpc" "false" -}}
+{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) "--enable_grpc" "false" -}}
 {{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) -}}
+{{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
+{{- range $flag, $value := dict "--max_queued_requests" .Values.queue.maxRequests "--max_queued_tokens" .Values.queue.maxTokens -}}
+{{- if not (kindIs "invalid" $value) -}}
+{{- $args = concat $args (list $flag (int64 $value | toString)) -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $value := .Values.model.defaults -}}
 {{- if not (kindIs "invalid" $value) -}}
 {{- $args = concat $args (list (printf "--%s" $name) (toString $value)) -}}
 {{- end -}}
 {{- end -}}
 {{- concat $args .Values.extraArgs | toJson -}}
+{{- end }}
+
+{{/*
+How long a request may take, and what becomes of it when the replica stops. The server answers a
+little before whoever waits for it gives up.
+*/}}
+{{- define "gptj.endingArgs" -}}
+{{- $deadline := max 1 (sub (int .Values.timeoutSeconds) 5) -}}
+{{- list "--max_request_seconds" (toString $deadline) "--drain_delay" (include "gptj.drainDelay" .) "--grace_period" (include "gptj.gracePeriod" . | int | max 1 | toString) | toJson -}}
+{{- end }}
+
+{{/* Who may ask, and over which protocol. */}}
+{{- define "gptj.accessArgs" -}}
+{{- $args := list -}}
+{{- with include "gptj.trustedProxies" . | fromJsonArray -}}
+{{- $args = concat $args (list "--trusted_proxies" (join "," .)) -}}
+{{- end -}}
+{{- if .Values.apiKeys.existingSecret -}}
+{{- $args = concat $args (list "--api_key_file" (printf "%s/keys" (include "gptj.apiKeyFolder" .))) -}}
+{{- if .Values.apiKeys.openMetrics -}}
+{{- $args = concat $args (list "--open_metrics" "true") -}}
+{{- end -}}
+{{- end -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $folder := include "gptj.tlsFolder" . -}}
+{{- $args = concat $args (list "--ssl_certfile" (printf "%s/tls.crt" $folder) "--ssl_keyfile" (printf "%s/tls.key" $folder)) -}}
+{{- end -}}
+{{- toJson $args -}}
 {{- end }}
 
 {{- define "gptj.pullArgs" -}}

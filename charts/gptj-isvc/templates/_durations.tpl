@@ -24,3 +24,29 @@ progressDeadline.
 {{- define "gptj.startupSeconds" -}}
 {{- mul (include "gptj.startupFailures" . | int) (int .Values.probes.startup.periodSeconds) -}}
 {{- end }}
+
+{{/*
+Seconds from the signal that stops a replica until it is killed. Knative makes timeoutSeconds the
+pod's own terminationGracePeriodSeconds.
+*/}}
+{{- define "gptj.gracePeriod" -}}
+{{- if eq .Values.deploymentMode "Knative" -}}
+{{- int .Values.timeoutSeconds -}}
+{{- else -}}
+{{- ternary 60 .Values.terminationGracePeriodSeconds (kindIs "invalid" .Values.terminationGracePeriodSeconds) | int -}}
+{{- end -}}
+{{- end }}
+
+{{/*
+Seconds after that signal in which new requests are still served. Knative's queue proxy sends the
+signal on only after it has drained.
+*/}}
+{{- define "gptj.drainDelay" -}}
+{{- if not (kindIs "invalid" .Values.drainDelaySeconds) -}}
+{{- .Values.drainDelaySeconds -}}
+{{- else if eq .Values.deploymentMode "Knative" -}}
+0
+{{- else -}}
+{{- min 10 (div (include "gptj.gracePeriod" . | int) 2) -}}
+{{- end -}}
+{{- end }}

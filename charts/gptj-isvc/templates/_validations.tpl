@@ -4,7 +4,7 @@ names all problems at once. Every other template here prints a JSON list of prob
 */}}
 {{- define "gptj.validate" -}}
 {{- $problems := list -}}
-{{- range list "name" "scaling" "modelCache" "timeouts" "model" "benchmark" "knative" "annotations" "environment" -}}
+{{- range list "name" "scaling" "modelCache" "timeouts" "access" "model" "benchmark" "knative" "annotations" "environment" -}}
 {{- $problems = concat $problems (include (printf "gptj.validate.%s" .) $ | fromJsonArray) -}}
 {{- end -}}
 {{- if $problems -}}
@@ -53,6 +53,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if .autoScaling -}}
 {{- $problems = append $problems "scaling.autoScaling: only with deploymentMode Standard; use scaleMetric and scaleTarget" -}}
 {{- end -}}
+{{- if .keda.enabled -}}
+{{- $problems = append $problems "scaling.keda.enabled: only with deploymentMode Standard; Knative has its own autoscaler" -}}
+{{- end -}}
 {{- toJson $problems -}}
 {{- end }}
 
@@ -72,7 +75,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- range .autoScaling.metrics -}}
 {{- $types = append $types .type -}}
 {{- end -}}
-{{- if eq .autoscalerClass "keda" -}}
+{{- if .keda.enabled -}}
+{{- $problems = concat $problems (include "gptj.validate.ownScaledObject" . | fromJsonArray) -}}
+{{- else if eq .autoscalerClass "keda" -}}
 {{- if not $types -}}
 {{- $problems = append $problems "scaling.autoscalerClass keda needs scaling.autoScaling.metrics: the metrics that KEDA scales on" -}}
 {{- else if and (eq (int .minReplicas) 0) (not (without $types "Resource")) -}}
@@ -93,6 +98,30 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- end -}}
 {{- if and (ne .scaleMetric "memory") (gt (int .scaleTarget) 100) -}}
 {{- $problems = append $problems (printf "scaling.scaleTarget %d: percent of the requested CPUs, so at most 100" (int .scaleTarget)) -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{/* Call: .Values.scaling. */}}
+{{- define "gptj.validate.ownScaledObject" -}}
+{{- $problems := list -}}
+{{- if not .keda.serverAddress -}}
+{{- $problems = append $problems "scaling.keda.enabled needs scaling.keda.serverAddress: the Prometheus that KEDA asks" -}}
+{{- end -}}
+{{- if not (has .autoscalerClass (list "" "external")) -}}
+{{- $problems = append $problems (printf "scaling.autoscalerClass %s with scaling.keda.enabled: two autoscalers for one Deployment; leave it empty" .autoscalerClass) -}}
+{{- end -}}
+{{- if or .autoScaling .scaleMetric (not (kindIs "invalid" .scaleTarget)) -}}
+{{- $problems = append $problems "scaling.autoScaling, scaleMetric and scaleTarget are KServe's; with scaling.keda.enabled use query and threshold of scaling.keda" -}}
+{{- end -}}
+{{- if and (eq (int .minReplicas) 0) (not .keda.query) -}}
+{{- $problems = append $problems "scaling.minReplicas 0 with scaling.keda.enabled: the replicas count their sequences, and without a replica nobody does; use 1 or more, deploymentMode Knative, or a scaling.keda.query that counts them elsewhere" -}}
+{{- end -}}
+{{- $fallback := .keda.fallback.replicas -}}
+{{- if not (kindIs "invalid" $fallback) -}}
+{{- if or (lt (int $fallback) (int .minReplicas)) (gt (int $fallback) (int .maxReplicas)) -}}
+{{- $problems = append $problems (printf "scaling.keda.fallback.replicas %d: not from scaling.minReplicas %d to scaling.maxReplicas %d" (int $fallback) (int .minReplicas) (int .maxReplicas)) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $problems -}}
@@ -126,12 +155,34 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if and $knative (gt (int .Values.timeoutSeconds) 600) (not .Values.allow.longTimeout) -}}
 {{- $problems = append $problems (printf "timeoutSeconds %d: Knative's own limit is 600; set allow.longTimeout true if your cluster's max-revision-timeout-seconds is higher" (int .Values.timeoutSeconds)) -}}
 {{- end -}}
+{{- $grace := include "gptj.gracePeriod" . | int -}}
+{{- $delay := include "gptj.drainDelay" . -}}
+{{- if and (gt (float64 $delay) 0.0) (ge (float64 $delay) (float64 $grace)) -}}
+{{- $problems = append $problems (printf "drainDelaySeconds %s: less than the %d s of %s, or the replica is killed while it still takes requests" $delay $grace (ternary "timeoutSeconds" "terminationGracePeriodSeconds" $knative)) -}}
+{{- end -}}
 {{- $startup := include "gptj.startupSeconds" . | int -}}
 {{- $deadline := include "gptj.seconds" .Values.progressDeadline | int -}}
 {{- if lt $deadline 120 -}}
 {{- $problems = append $problems (printf "progressDeadline %s: at least 2m; no replica starts sooner" .Values.progressDeadline) -}}
 {{- else if and $knative (gt $startup $deadline) -}}
 {{- $problems = append $problems (printf "progressDeadline %s is shorter than the %d s that probes.startup allows (periodSeconds x failureThreshold)" .Values.progressDeadline $startup) -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
+
+{{- define "gptj.validate.access" -}}
+{{- $problems := list -}}
+{{- if and .Values.tls.existingSecret (eq .Values.deploymentMode "Knative") -}}
+{{- $problems = append $problems "tls.existingSecret: only with deploymentMode Standard; Knative's queue proxy speaks plain HTTP to the container of its own pod. Let Knative's ingress speak HTTPS (its external-domain-tls)" -}}
+{{- end -}}
+{{- if and .Values.apiKeys.openMetrics (not .Values.apiKeys.existingSecret) -}}
+{{- $problems = append $problems "apiKeys.openMetrics without apiKeys.existingSecret: without keys /metrics is open" -}}
+{{- end -}}
+{{- if and .Values.podMonitor.enabled .Values.apiKeys.existingSecret (not .Values.apiKeys.openMetrics) -}}
+{{- $problems = append $problems "podMonitor.enabled with apiKeys.existingSecret: Prometheus sends no API key; set apiKeys.openMetrics true" -}}
+{{- end -}}
+{{- if and .Values.networkPolicy.tracesTo (not .Values.tracing.endpoint) -}}
+{{- $problems = append $problems "networkPolicy.tracesTo without tracing.endpoint: there are no traces" -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}
@@ -189,11 +240,15 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- define "gptj.validate.environment" -}}
 {{- $problems := list -}}
 {{- $knative := eq .Values.deploymentMode "Knative" -}}
+{{- $tracing := list -}}
+{{- range include "gptj.tracingEnv" . | fromJsonArray }}{{ $tracing = append $tracing .name }}{{ end -}}
 {{- range .Values.extraEnv -}}
 {{- if eq .name "PYTHONPATH" -}}
 {{- $problems = append $problems "extraEnv PYTHONPATH: would load other code than the image's" -}}
 {{- else if eq .name "STORAGE_URI" -}}
 {{- $problems = append $problems "extraEnv STORAGE_URI: the chart sets it; use cache.existingClaim and cache.subPath" -}}
+{{- else if has .name $tracing -}}
+{{- $problems = append $problems (printf "extraEnv %s: the values of tracing set it" .name) -}}
 {{- else if and $knative (has .name (list "PORT" "K_SERVICE" "K_CONFIGURATION" "K_REVISION")) -}}
 {{- $problems = append $problems (printf "extraEnv %s: Knative sets it" .name) -}}
 {{- else if and (eq .name "HF_TOKEN") $.Values.download.hfToken.existingSecret -}}
