@@ -116,6 +116,9 @@ FLAGS = [
         (ServerSettings, "max_queued_tokens"),
     ),
     Flag("drainDelaySeconds", "--drain_delay", (SERVE,), 2.5, (ServerSettings, "drain_delay")),
+    Flag(
+        "metrics.compat", "--metrics_compat", (SERVE,), "vllm", (ServerSettings, "metrics_compat")
+    ),
     Flag("logFormat", "--log_format", (SERVE,), "json", (ServerSettings, "log_format")),
     # 0 is for no benchmark.
     Flag(
@@ -190,7 +193,6 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "api_key_file",  # where apiKeys.existingSecret is mounted
         "open_metrics",  # apiKeys.openMetrics, which without keys means nothing
         "step_timeout_seconds",
-        "metrics_compat",
         "log_prompts",
     },
     BenchmarkSettings: {
