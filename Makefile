@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 BUILDER := $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-all lint format bench docs image package chart chart-lint lock demo clean
+.PHONY: help serve test test-fast test-all lint format bench docs walk image package chart chart-lint lock demo clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,9 +45,12 @@ bench: $(VENV)/.dev ## Run a tiny benchmark of the demo; the report comes to ben
 	$(BIN)/gptj-predictor benchmark --output benchmark-results \
 	  --batch_size 2 --min_tokens 128 --max_tokens 256 --rounds 1
 
-docs: $(VENV)/.dev ## Write the docs' tables that are made from settings, and build the site in site/
+docs: $(VENV)/.dev ## Write the docs' tables that are made from the code, and build the site in site/
 	$(BIN)/python tools/docs_tables.py
 	$(BIN)/zensical build --clean --strict
+
+walk: $(VENV)/.dev ## Write the way of a request through the code, in docs/architecture.md, anew
+	$(BIN)/python tools/newcomers_walk.py
 
 image: ## Build the container image with docker, podman or buildah (IMAGE=...)
 	@test -n "$(BUILDER)" || { echo "docker, podman or buildah is needed"; exit 1; }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.calls import RECORDED_SERVER, first_calls, read_calls
+from tests.support.calls import RECORDED_SERVER, Call, first_calls, read_calls
 from tests.support.servers import NAME, RunningServer, wait_for
 
 PAGE = Path(__file__).parents[1] / "docs" / "architecture.md"
@@ -55,9 +55,9 @@ def send(server: RunningServer, connection: socket.socket, content: bytes) -> No
     wait_for(lambda: server.log.count(":predict' 200") > before)
 
 
-@pytest.mark.process
-def test_a_real_request_takes_the_way_of_the_page(tmp_path: Path) -> None:
-    file = tmp_path / "calls.json"
+def recorded_calls(folder: Path) -> list[Call]:
+    """The calls of one request, the second of a server; ``folder`` is for its files."""
+    file = folder / "calls.json"
     with RunningServer(program=RECORDED_SERVER, CALLS=str(file)) as server:
         server.wait_until_ready()
         address = ("127.0.0.1", server.port)
@@ -68,6 +68,12 @@ def test_a_real_request_takes_the_way_of_the_page(tmp_path: Path) -> None:
                 send(server, second, request("The secret to a happy life", 3))
                 end = time.monotonic()
         assert server.stop() == 0
-    calls = [call for call in read_calls(file) if begin < call.at < end]
+    return [call for call in read_calls(file) if begin < call.at < end]
+
+
+@pytest.mark.process
+def test_a_real_request_takes_the_way_of_the_page(tmp_path: Path) -> None:
+    """If this fails for a change of the way: run ``make walk``, and read what it wrote."""
+    calls = recorded_calls(tmp_path)
     found = {name: first_calls(calls, pattern) for name, pattern in THREADS.items()}
     assert found == walk_of_the_page()

@@ -1,4 +1,4 @@
-"""Write the tables of the docs that are made from the settings, or check that they are up to date.
+"""Write the tables of the docs that are made from the code, or check that they are up to date.
 
     python tools/docs_tables.py [--check]
 
@@ -14,11 +14,22 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import helm_python
+import torch
+import yaml
 from pydantic import BaseModel
+from transformers import GPTJConfig
 
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, spelling
+from gptj_predictor.common.phases import Phase
+from gptj_predictor.devices.memory import activation_bytes
+from gptj_predictor.engine.request import Failure, FinishReason
+from gptj_predictor.server import metrics_vllm
+from gptj_predictor.server.metrics_table import ENGINE_METRICS, SERVER_METRICS
+from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
 from gptj_predictor.settings import (
+    GPU_PREFILL_TOKENS,
     BenchmarkSettings,
     CompareSettings,
     GenerationParameters,
@@ -29,9 +40,14 @@ from gptj_predictor.settings import (
     SnapshotSettings,
 )
 from gptj_predictor.settings.metadata import Switch, allowed_values, default_in_words, marker
+from gptj_predictor.snapshot.layout import NetworkLayout, inner_size
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/api.md", "docs/configuration.md")
+PAGES = ("docs/api.md", "docs/configuration.md", "docs/operations.md")
+
+CHART = ROOT / "charts" / "gptj-isvc"
+#: What confines the chart's queries to one release.
+OF_THE_RELEASE = re.compile(r'namespace="ml",pod=~"gptj-predictor-\.\*",?')
 
 #: What the model's limits are called where no model is loaded.
 LIMITS = {"context": "the context", "vocabulary": "the vocabulary"}
@@ -112,6 +128,110 @@ def benchmark_tables() -> str:
     return f"{flag_table(BenchmarkSettings)}\nOf the flags of `serve` it has all but {missing}.\n"
 
 
+#: Memory of cards in GiB, about what torch reports.
+CARDS = {
+    "T4": 14.7,
+    "V100, 16 GB": 15.8,
+    "RTX 5000": 15.7,
+    "L4, A10G": 22.1,
+    "A5000, RTX 4090": 23.5,
+    "V100, 32 GB": 31.7,
+    "A100, 40 GB": 39.4,
+    "A40, L40S": 44.4,
+    "A100 or H100, 80 GB": 79.1,
+    "H200": 139.8,
+}
+#: What CUDA's context, its libraries and the decode graphs take besides; an assumption.
+CONTEXT_BYTES = 2**30
+
+
+def sizing_table() -> str:
+    """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
+    config, value_bytes, settings = GPTJConfig(), 2, ServerSettings()
+    layout = NetworkLayout(config)
+    weights = sum(layout.part_bytes(torch.float16))
+    activations = activation_bytes(
+        tokens=GPU_PREFILL_TOKENS,
+        logit_rows=settings.max_batch_size,
+        hidden=config.n_embd,
+        inner=inner_size(config),
+        vocabulary=config.vocab_size,
+        value_bytes=value_bytes,
+    )
+    rows = []
+    for card, gib in CARDS.items():
+        left = int(gib * 2**30) - CONTEXT_BYTES - weights - activations
+        token_bytes = 2 * config.n_layer * config.n_embd * value_bytes
+        most = settings.max_batch_size * config.n_positions
+        tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
+        together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
+        rows.append([card, f"{tokens:,}", *map(str, together)])
+    heads = ("Card", "Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
+    return table(heads, rows)
+
+
+def metrics_table() -> str:
+    """The server's own metrics."""
+    rows = (
+        (f"`{m.name}`", m.kind.value, ", ".join(f"`{label}`" for label in m.labels), m.help)
+        for m in (*SERVER_METRICS, *ENGINE_METRICS)
+    )
+    return table(("Metric", "Type", "Labels", "Meaning"), rows)
+
+
+def labels_table() -> str:
+    """The labels of which every value is known."""
+    rows = (
+        (f"`{label}`", ", ".join(f"`{value}`" for value in values))
+        for label, values in (
+            ("protocol", Protocol),
+            ("outcome", Outcome),
+            ("reason", REASONS),
+            ("phase", Phase),
+            ("finish_reason", FinishReason),
+            ("failure", Failure),
+        )
+    )
+    return table(("Label", "Values"), rows)
+
+
+def vllm_table() -> str:
+    """Those with vLLM's names."""
+    rows = (
+        (
+            f"`{m.name}`",
+            m.kind.value,
+            ", ".join(f"`{label}`" for label in m.labels),
+            re.sub(r"\b(gptj_\w+)", r"`\1`", m.help),
+        )
+        for m in (*metrics_vllm.METRICS, *metrics_vllm.INFO_METRICS)
+    )
+    return table(("Metric", "Type", "More labels", "Meaning"), rows)
+
+
+def alerts_table() -> str:
+    """The chart's alerts with their default thresholds."""
+    values = {
+        "deploymentMode": "Standard",
+        "scaling": {"minReplicas": 1},
+        "prometheusRule": {"enabled": True},
+    }
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(values, name="gptj", namespace="ml")
+    [group] = yaml.safe_load(files[f"{CHART.name}/templates/prometheusrule.yaml"])["spec"]["groups"]
+    rows = (
+        (
+            f"`{rule['alert']}`",
+            f"`{OF_THE_RELEASE.sub('', rule['expr']).replace('{}', '')}`",
+            rule.get("for", "at once"),
+            rule["annotations"]["summary"],
+            rule["annotations"]["action"],
+        )
+        for rule in group["rules"]
+    )
+    return table(("Alert", "If", "For", "What is wrong", "What to do"), rows)
+
+
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     heads = list(heads)
@@ -123,6 +243,11 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "parameters": parameter_table,
+    "sizing": sizing_table,
+    "metrics": metrics_table,
+    "labels": labels_table,
+    "vllm": vllm_table,
+    "alerts": alerts_table,
     "serve": partial(flag_table, ServerSettings, variables=True),
     "generation": partial(flag_table, GenerationParameters, variables=True),
     "pull": partial(flag_table, PullSettings),

@@ -107,12 +107,20 @@ def test_expressions_fit_the_server(server: RunningServer, large: bool, tmp_path
     with load(server):
         scrape = Scrape.of(server)
         assert scrape.value("gptj_requests_running") > 0
-        found = {text: problems(text, scrape) for text in expressions(release)}
+        asked = [*expressions(release), *queries_of_the_page()]
+        found = {text: problems(text, scrape) for text in asked}
         assert len(found) >= 60
         assert {text: what for text, what in found.items() if what} == {}
         if large:
             promtool("check", "metrics", stdin=own_metrics(scrape))
             evaluate(release, server.port, tmp_path)
+
+
+def queries_of_the_page() -> list[str]:
+    """The queries that docs/operations.md recommends."""
+    page = (CHART.parents[1] / "docs" / "operations.md").read_text()
+    rows = page.split("| question | query |\n")[1].split("\n\n")[0].splitlines()[1:]
+    return [re.findall(r"`(.+)`", row)[0] for row in rows]
 
 
 def own_metrics(scrape: Scrape) -> str:

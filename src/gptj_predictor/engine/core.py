@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
@@ -233,8 +234,13 @@ class EngineCore:
         except Exception as error:
             fault = classify(error)
             if fault is Fault.DEVICE:
-                raise DeviceFaultError(str(error).splitlines()[0]) from error
+                raise DeviceFaultError(str(error).partition("\n")[0]) from error
             logger.error("a step of %d sequences failed", len(chunks), exc_info=error)
+            if fault is Fault.OUT_OF_MEMORY:
+                # The step's tensors are in the traceback's frames.
+                traceback.clear_frames(error.__traceback__)
+                if self._runner.device.type == "cuda":
+                    torch.cuda.empty_cache()
             scheduler = self._scheduler
             react = scheduler.shrink if fault is Fault.OUT_OF_MEMORY else scheduler.fail
             events += react(chunks, str(error))

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -18,12 +18,10 @@ from prometheus_client.utils import floatToGoString
 
 from gptj_predictor import __version__
 from gptj_predictor.common.phases import Phases
+from gptj_predictor.engine.core import EngineInfo
 from gptj_predictor.engine.stats import EngineStats, HistogramCounts
 from gptj_predictor.server.admission import Admission
 from gptj_predictor.server.request_counts import RequestCounts
-
-if TYPE_CHECKING:  # it imports torch, which the docs' tables do without
-    from gptj_predictor.engine.core import EngineInfo
 
 Source = TypeVar("Source")
 Name = TypeVar("Name", bound=enum.StrEnum)
