@@ -4,7 +4,8 @@
 
 Times, without a model, what the engine counts after a step that gave every sequence of its batch a
 token; what a request costs that is refused before its body is read, with and without the counting
-around it; and, with the demo served, what a scrape takes, with vLLM's names too.
+around it; and, with the demo served, what a scrape takes, with vLLM's names too. All of it is
+processor time, so that other programs matter little.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 
+import psutil
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
@@ -46,23 +47,18 @@ def main() -> None:
         )
     plain, counted = request_cost(answer_429, calls), request_cost(counted_429(), calls)
     print(f"a refused request: {plain:.1f} us, {counted:.1f} us with the counts")
-    alive, scrape = scrape_costs(max(calls // 100, 1))
+    alive, scrape = scrape_costs(max(calls // 10, 1))
     print(f"a scrape: {scrape:.1f} ms, where a probe takes {alive:.1f} ms")
 
 
-def median(
-    call: Callable[[], object], calls: int, clock: Callable[[], float] = time.thread_time
-) -> float:
-    """Microseconds of a call: the median of some rounds' means.
-
-    The thread's own time, so that other programs do not matter, unless another clock is given.
-    """
+def median(call: Callable[[], object], calls: int) -> float:
+    """Microseconds of a call: the median of some rounds' means."""
     means = []
     for _ in range(ROUNDS):
-        started = clock()
+        started = time.thread_time()
         for _ in range(calls):
             call()
-        means.append((clock() - started) / calls)
+        means.append((time.thread_time() - started) / calls)
     return statistics.median(means) * 1e6
 
 
@@ -115,11 +111,16 @@ def request_cost(app: ASGIApp, calls: int) -> float:
 
 
 def scrape_costs(scrapes: int) -> Iterator[float]:
-    """Milliseconds of GET on the path that says that the server is alive, and on /metrics."""
+    """Milliseconds of the server's processor time for a liveness probe, and for a scrape."""
     with Server("--model", DEMO_SNAPSHOT, "--metrics_compat", "vllm") as server:
         predict(server.client, server.wait_until_ready(), ["The sky"], 2)
+        times = psutil.Process(server.process.pid).cpu_times
         for path in ("/v2/health/live", "/metrics"):
-            yield median(partial(server.client.get, path), scrapes, time.perf_counter) / 1000
+            before = times()
+            for _ in range(scrapes):
+                server.client.get(path)
+            after = times()
+            yield (after.user + after.system - before.user - before.system) / scrapes * 1000
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from gptj_predictor.common.phases import Phase
 from gptj_predictor.devices.memory import activation_bytes
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.server import metrics_vllm
-from gptj_predictor.server.metrics_table import ENGINE_METRICS, SERVER_METRICS
+from gptj_predictor.server.metrics_table import OWN_METRICS
 from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
 from gptj_predictor.settings import (
     GPU_PREFILL_TOKENS,
@@ -174,7 +174,7 @@ def metrics_table() -> str:
     """The server's own metrics."""
     rows = (
         (f"`{m.name}`", m.kind.value, ", ".join(f"`{label}`" for label in m.labels), m.help)
-        for m in (*SERVER_METRICS, *ENGINE_METRICS)
+        for m in OWN_METRICS
     )
     return table(("Metric", "Type", "Labels", "Meaning"), rows)
 

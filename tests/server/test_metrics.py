@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from gptj_predictor.server.metrics_table import ENGINE_METRICS, SERVER_METRICS
+from gptj_predictor.server.metrics_table import OWN_METRICS, SERVER_METRICS
 from tests.support.metrics import Scrape
 from tests.support.servers import HELD, NAME, RunningServer, wait_for
 
 pytestmark = pytest.mark.process
 
-OWN = {metric.name: metric for metric in (*SERVER_METRICS, *ENGINE_METRICS)}
+OWN = {metric.name: metric for metric in OWN_METRICS}
 
 #: What a name must not have: Prometheus' conventions ask for base units and no types.
 UNITS_AND_TYPES = re.compile(
@@ -36,7 +36,7 @@ LATENCY = [
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 ]
-TOKENS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]  # of max_model_len 2048
+TOKENS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]  # of max_model_len 2048
 
 #: vLLM's metrics: type, labels, and buckets of a histogram.
 VLLM: dict[str, tuple[str, set[str], list[float]]] = {

@@ -117,7 +117,8 @@ def test_every_refusal_of_the_source_has_a_reason() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 place = {"refuse": 4, "note_refusal": 1}.get(node.func.id)
-                if place is not None and isinstance(node.args[place], ast.Constant):
-                    noted.add(node.args[place].value)
+                given = None if place is None else node.args[place]
+                if isinstance(given, ast.Constant):
+                    noted.add(given.value)
     assert {"draining", "not_ready", "out_of_memory"} <= noted
     assert {*noted, *Refusal} <= set(REASONS)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
@@ -336,3 +336,6 @@ ENGINE_METRICS: tuple[Metric[EngineState], ...] = (
         lambda state: state.stats.batch_size,
     ),
 )
+
+#: All of them.
+OWN_METRICS: tuple[Metric[Any], ...] = (*SERVER_METRICS, *ENGINE_METRICS)
