@@ -16,8 +16,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import pytest
 
 from tests.support.engines import RunningEngine
+from tests.support.faults import FAULTY_SERVER
 from tests.support.reference import ReferenceModel, make_reference
-from tests.support.servers import RunningServer
+from tests.support.secrets import KEYS, Authority, MountedSecret, bearer, key_lines, tls_flags
+from tests.support.servers import HttpsServer, RunningServer
 
 #: Odd sizes, one head to many, rotary over a part of the head or all of it.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -83,4 +85,35 @@ def server() -> Iterator[RunningServer]:
     """The demo, served by a real process."""
     with RunningServer() as running:
         running.wait_until_ready()
+        yield running
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    """Signed the certificate of ``secured``."""
+    return Authority()
+
+
+@pytest.fixture(scope="session")
+def secrets(tmp_path_factory: pytest.TempPathFactory, authority: Authority) -> MountedSecret:
+    """What is mounted into ``secured``: certificate, authority and keys."""
+    folder = tmp_path_factory.mktemp("mounted") / "secret"
+    content = authority.issue() | {"ca_crt": authority.certificate, "keys": key_lines(*KEYS)}
+    return MountedSecret(folder, **content)
+
+
+@pytest.fixture(scope="session")
+def secured(authority: Authority, secrets: MountedSecret) -> Iterator[HttpsServer]:
+    """The demo with TLS, keys and all that is off without flags; its client has the first key.
+
+    What goes wrong in it is in the file ``fault`` beside the secrets.
+    """
+    flags = [*tls_flags(secrets), "--api_key_file", secrets["keys"], "--open_metrics", "true"]
+    flags += ["--log_format", "json", "--log_prompts", "true"]
+    fault = str(secrets.folder / "fault")
+    with HttpsServer(
+        authority.trusted(), *flags, grpc=True, program=FAULTY_SERVER, FAULT=fault
+    ) as running:
+        running.wait_until_ready()
+        running.client.headers.update(bearer(KEYS[0]))
         yield running

@@ -124,7 +124,8 @@ def flag_table(settings: type[BaseModel], *, variables: bool = False) -> str:
 
 def benchmark_tables() -> str:
     """The sweep's own arguments, and which of the server's the command does not have."""
-    missing = ", ".join(f"`--{name}`" for name in ONLY_SERVED)
+    own = BenchmarkSettings.model_fields
+    missing = ", ".join(f"`--{name}`" for name in ONLY_SERVED if name not in own)
     return f"{flag_table(BenchmarkSettings)}\nOf the flags of `serve` it has all but {missing}.\n"
 
 

@@ -28,6 +28,7 @@ from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.settings import BenchmarkSettings
 from gptj_predictor.tokenizer import Tokenizer
 from tests.support.engines import FaultyNetwork, RunningEngine, load
+from tests.support.secrets import KEYS, MountedSecret
 from tests.support.servers import RunningServer, environment
 
 FILES = {"results.json", "results.csv", "report.md", "report.png", "report.svg"}
@@ -195,6 +196,9 @@ def test_in_process_with_cells_that_do_not_fit(
         (["--rounds", "0"], "--rounds 0"),
         (["--reference", "H100"], "known are V100, RTX5000"),
         (["--url", "ftp://x"], "--url ftp://x"),
+        (["--url", "https://x", "--api_key_file", "/none"], "--api_key_file /none: it cannot be"),
+        (["--url", "https://x", "--ca_file", "/none"], "--ca_file /none: No such file"),
+        (["--url", "https://x", "--ca_file", os.devnull], f"--ca_file {os.devnull}: "),
         (["--device", "cuda:7"], "cuda:7"),
     ],
 )
@@ -258,6 +262,33 @@ class TestHttp:
     ) -> None:
         assert benchmark(tmp_path, "--url", self.url(server), "--batch-size", "33") == 1
         assert "33 prompts; allowed are 1 to 32" in capsys.readouterr().err
+
+    def test_keys_and_https(
+        self,
+        tmp_path: Path,
+        secured: RunningServer,
+        secrets: MountedSecret,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("GPTJ_API_KEY_FILE", secrets["keys"])
+        sweep = ["--min-tokens", "40", "--max-tokens", "40", "--ca-file", secrets["ca_crt"]]
+        assert benchmark(tmp_path, *sweep, "--url", str(secured.client.base_url)) == 0
+        written = (tmp_path / "results.json").read_text()
+        assert len(read_results(tmp_path / "results.json").cells) == 1
+        assert not any(key in written for key in KEYS)
+
+    def test_without_the_key_or_the_authority(
+        self,
+        tmp_path: Path,
+        secured: RunningServer,
+        secrets: MountedSecret,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        url = ["--url", str(secured.client.base_url)]
+        assert benchmark(tmp_path, *url, "--api_key_file", secrets["keys"]) == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in capsys.readouterr().err
+        assert benchmark(tmp_path, *url, "--ca_file", secrets["ca_crt"]) == 1
+        assert "answers 401" in capsys.readouterr().err
 
 
 @pytest.mark.process

@@ -204,6 +204,8 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "rounds",
         "seed",
         "url",
+        "api_key_file",  # for url alone
+        "ca_file",
         "reference",
         "resume",  # always given: a Job may be started again
     },

@@ -11,7 +11,7 @@ import pytest
 from gptj_predictor import __version__
 from gptj_predictor.cli import SettingsError, build_parser, main
 from gptj_predictor.cli.flags import validated
-from gptj_predictor.cli.serve import read_settings
+from gptj_predictor.cli.serve import open_access, read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import (
     GenerationParameters,
@@ -108,12 +108,37 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         (["--kv_cache_gib", "0"], {}, "--kv_cache_gib 0"),
         ([], {"GPTJ_TOPK": "5"}, "GPTJ_TOPK is unknown"),
         ([], {"GPTJ_SEED": "-1"}, "--seed -1"),
+        (["--trusted_proxies", "10.0.0.1/8"], {}, "10.0.0.1/8 has host bits set; allowed are"),
+        (["--trusted_proxies", "10.0.0.1,proxy"], {}, "'proxy' does not appear to be an IPv4"),
+        (["--trusted_proxies", "*"], {}, "--trusted_proxies *"),
+        (["--log_format", "xml"], {}, "--log_format xml"),
+        (["--log_format", "json", "--log_config_file", "a"], {}, "--log_config_file a both"),
+        (["--configure_logging", "no"], {"GPTJ_LOG_FORMAT": "json"}, "--configure_logging False"),
+        (["--log_prompts", "maybe"], {}, "--log_prompts maybe"),
     ],
 )
 def test_settings_that_are_refused(flags: list[str], variables: dict[str, str], named: str) -> None:
     with pytest.raises(SettingsError) as caught:
         settings(*flags, **variables)
     assert named in str(caught.value)
+
+
+def test_proxies_one_by_one() -> None:
+    given = "10.0.0.0/8, ::1 ,192.0.2.1,"
+    assert ServerSettings(trusted_proxies=given).proxies == ("10.0.0.0/8", "::1", "192.0.2.1")
+    assert ServerSettings().proxies == ()
+
+
+def test_keys_are_read_at_the_start(tmp_path: Path) -> None:
+    assert open_access(ServerSettings()).keys is None
+    file = tmp_path / "keys"
+    for content in (None, b"", b"two words"):
+        if content is not None:
+            file.write_bytes(content)
+        with pytest.raises(SettingsError, match=f"--api_key_file {file}: "):
+            open_access(ServerSettings(api_key_file=file))
+    file.write_bytes(b"one\n")
+    assert open_access(ServerSettings(api_key_file=file)).keys is not None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.exact import Exact
+from tests.support.faults import FAULTY_SERVER
+from tests.support.secrets import KEYS, MountedSecret, key_lines
 from tests.support.servers import HASTY_SECONDS, RunningServer
 from tests.support.sparse import write_sparse_snapshot
 
@@ -41,3 +43,19 @@ def large_snapshot(tmp_path: Path) -> Path:
     """Weights of 1.2 GB that take no disk."""
     write_sparse_snapshot(tmp_path, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def key_secret(tmp_path_factory: pytest.TempPathFactory) -> MountedSecret:
+    """What is mounted into ``locked``."""
+    return MountedSecret(tmp_path_factory.mktemp("mounted") / "secret", keys=key_lines(*KEYS))
+
+
+@pytest.fixture(scope="module")
+def locked(key_secret: MountedSecret) -> Iterator[RunningServer]:
+    """Wants a key, trusts a proxy on this machine; goes wrong as the file ``fault`` says."""
+    flags = ("--api_key_file", key_secret["keys"], "--trusted_proxies", "127.0.0.1, 10.0.0.0/8")
+    fault = str(key_secret.folder / "fault")
+    with RunningServer(*flags, grpc=True, program=FAULTY_SERVER, FAULT=fault) as running:
+        running.wait_until_ready()
+        yield running

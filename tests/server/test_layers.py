@@ -18,6 +18,7 @@ ORDER = (
     "metrics_vllm",
     "metrics_table",
     "request_counts",
+    "grpc_server",
     "routes.app",
     "routes.v1",
     "routes.v2",
@@ -31,8 +32,11 @@ ORDER = (
     "generation",
     "active_requests",
     "admission",
+    "access",
     "middleware",
     "callers",
+    "api_keys",
+    "tls",
 )
 
 

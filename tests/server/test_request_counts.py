@@ -56,7 +56,7 @@ def ask(app: CountRequests, method: str = "POST", path: str = PATH) -> list[str]
     [
         (200, None, "ok", None),
         (400, None, "rejected", "invalid"),
-        (401, None, "rejected", "unauthorized"),
+        (401, None, "rejected", "unauthenticated"),
         (404, None, "rejected", "not_found"),
         (413, None, "rejected", "too_large"),
         (415, None, "rejected", "invalid"),
@@ -120,5 +120,5 @@ def test_every_refusal_of_the_source_has_a_reason() -> None:
                 given = None if place is None else node.args[place]
                 if isinstance(given, ast.Constant):
                     noted.add(given.value)
-    assert {"draining", "not_ready", "out_of_memory"} <= noted
+    assert {"draining", "not_ready", "out_of_memory", "unauthenticated"} <= noted
     assert {*noted, *Refusal} <= set(REASONS)

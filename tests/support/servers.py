@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -179,3 +180,21 @@ class RunningServer:
         )
         assert response.status_code == 200, response.text
         return response.json()["predictions"]
+
+
+class HttpsServer(RunningServer):
+    """The same with TLS flags."""
+
+    def __init__(self, trusted: ssl.SSLContext, *flags: str, **options: Any) -> None:
+        """Start it.
+
+        Args:
+            trusted: What a client knows that trusts the server's certificate.
+            flags: Of the command; those for TLS among them.
+            options: See :class:`RunningServer`.
+        """
+        super().__init__(*flags, **options)
+        self.trusted = trusted
+        self.client.close()
+        address = f"https://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=address, timeout=120, verify=trusted)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 
-from gptj_predictor.bench.errors import BenchmarkError, CellError, DoesNotFitError
+from gptj_predictor.bench.errors import BenchmarkError, CellError, DoesNotFitError, PlanError
 from gptj_predictor.bench.results import Round
 from gptj_predictor.bench.targets import Sampling, Target
 from gptj_predictor.bench.text import Prompt
+from gptj_predictor.common.key_file import KeyFileError, read_keys
 from gptj_predictor.tokenizer import Tokenizer
 
 #: New tokens from which on a text must have at least half as many tokens of its own.
@@ -27,23 +31,67 @@ class RefusedError(BenchmarkError):
     """The service answers a request with 400."""
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What a service must be shown, and must show.
+
+    Attributes:
+        api_key: Sent with every request.
+        authorities: Who may have signed the service's certificate; ``None`` for those that
+            everyone trusts.
+    """
+
+    api_key: str | None = None
+    authorities: ssl.SSLContext | None = None
+
+    @classmethod
+    def read(cls, api_key_file: Path | None, ca_file: Path | None) -> Credentials:
+        """From files; see :class:`BenchmarkSettings`.
+
+        Raises:
+            PlanError: a file cannot be read, or has not what it should.
+        """
+        try:
+            key = None if api_key_file is None else read_keys(api_key_file)[0]
+        except KeyFileError as error:
+            raise PlanError(f"--api_key_file {api_key_file}: {error}") from error
+        try:
+            context = None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+        except OSError as error:  # ssl's errors are such
+            raise PlanError(f"--ca_file {ca_file}: {error.strerror or error}") from error
+        return cls(key, context)
+
+
 class HttpTarget(Target):
     """A service's V1 endpoint."""
 
-    def __init__(self, url: str, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        url: str,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        credentials: Credentials | None = None,
+    ) -> None:
         """Find the endpoint.
 
         Args:
             url: Of the service, or of ``/v1/models/NAME``, with or without ``:predict``.
             tokenizer: The one that the service has.
             sampling: Sent with every request.
+            credentials: For a service that wants API keys or has a certificate of its own.
 
         Raises:
             BenchmarkError: nobody answers, or there is not one model that is ready.
         """
         self._tokenizer = tokenizer
         self._sampling = sampling
-        self._client = httpx.Client(timeout=httpx.Timeout(None, connect=CONNECT_SECONDS))
+        credentials = credentials or Credentials()
+        key = credentials.api_key
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
+            headers={} if key is None else {"authorization": f"Bearer {key}"},
+            verify=True if credentials.authorities is None else credentials.authorities,
+        )
         self._model = self._find_model(url.rstrip("/"))
 
     def _find_model(self, url: str) -> str:

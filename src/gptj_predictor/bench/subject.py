@@ -12,7 +12,7 @@ import torch
 from gptj_predictor.bench import machine
 from gptj_predictor.bench.engine_target import EngineTarget
 from gptj_predictor.bench.errors import PlanError
-from gptj_predictor.bench.http_target import HttpTarget
+from gptj_predictor.bench.http_target import Credentials, HttpTarget
 from gptj_predictor.bench.results import Device, Results, Run, Settings
 from gptj_predictor.bench.targets import Sampling, Target
 from gptj_predictor.bench.text import Prompts
@@ -95,10 +95,11 @@ def over_http(plan: BenchmarkSettings, url: str, folder: Path) -> Subject:
     """A service at ``url`` that serves the snapshot in ``folder``.
 
     Raises:
-        PlanError: ``plan`` does not fit the model.
+        PlanError: ``plan`` does not fit the model, or one of its files cannot be read.
         SnapshotError: the snapshot is not whole.
         TokenizerError: the tokenizer cannot be read.
     """
+    credentials = Credentials.read(plan.api_key_file, plan.ca_file)
     snapshot, tokenizer = SnapshotFolder.open(folder), Tokenizer(folder)
     run = _describe_run(snapshot).model_copy(
         update={"path": "HTTP", "first_token": "one-token request"}
@@ -106,7 +107,7 @@ def over_http(plan: BenchmarkSettings, url: str, folder: Path) -> Subject:
     prompts = Prompts(tokenizer, plan.prompt_tokens, plan.seed)
 
     def start(run: Run) -> tuple[Target, Run]:
-        target = HttpTarget(url, tokenizer, _sampling(snapshot))
+        target = HttpTarget(url, tokenizer, _sampling(snapshot), credentials)
         target.check_tokens([prompts.cut("check", row) for row in range(plan.batch_size)])
         return target, run
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from gptj_predictor import __version__
 from gptj_predictor.cli.benchmark import add_benchmark
-from gptj_predictor.cli.errors import SettingsError, StartError
+from gptj_predictor.cli.errors import SettingsError, StartError, logger
 from gptj_predictor.cli.flags import OneLineParser
 from gptj_predictor.cli.serve import add_serve
 from gptj_predictor.cli.snapshot import add_snapshot
@@ -50,6 +50,11 @@ def build_parser(arguments: Sequence[str] = ("serve",)) -> argparse.ArgumentPars
 
 
 def _complain(error: Exception, code: int) -> int:
+    from gptj_predictor.cli.logs import writes_json
+
     text = " ".join(str(error).split())
-    print(f"gptj-predictor: {text}", file=sys.stderr)
+    if writes_json():
+        logger.critical("%s", text)
+    else:
+        print(f"gptj-predictor: {text}", file=sys.stderr)
     return code

@@ -25,7 +25,20 @@ from gptj_predictor.settings import (
 )
 
 #: Settings of the server that mean nothing to the engine alone.
-ONLY_SERVED = ("model_id", "max_instances", "max_body_bytes", "receive_timeout_seconds")
+ONLY_SERVED = (
+    "model_id",
+    "max_instances",
+    "max_body_bytes",
+    "receive_timeout_seconds",
+    "api_key_file",  # a flag of the sweep
+    "open_metrics",
+    "trusted_proxies",
+    "log_format",
+    "log_prompts",
+)
+
+#: Settings of the sweep that may also come from the variable of serve's flag of that name.
+FROM_VARIABLES = ("api_key_file",)
 
 DESCRIPTION = """\
 Measure how long responses take, by batch and by length, and compare that with the times
@@ -64,7 +77,10 @@ def _add_sweep(commands: Commands[OneLineParser]) -> None:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    sweep = parser.add_argument_group("sweep", "These have no environment variables.")
+    variables = ", ".join(f"{ENVIRONMENT_PREFIX}{name.upper()}" for name in FROM_VARIABLES)
+    sweep = parser.add_argument_group(
+        "sweep", f"These have no environment variables but {variables}."
+    )
     add_flags(sweep, BenchmarkSettings)
     engine = parser.add_argument_group(
         "engine", f"As for serve, with the same {ENVIRONMENT_PREFIX}FLAG variables."
@@ -106,8 +122,10 @@ def benchmark(flags: argparse.Namespace, environment: Mapping[str, str]) -> None
         StartError: exit code 1.
         SystemExit: a signal ended it; what was measured is kept.
     """
-    plan = validated(BenchmarkSettings, vars(flags))
-    settings = validated(ServerSettings, read_given(flags, environment, SERVE_SETTINGS))
+    given = read_given(flags, environment, SERVE_SETTINGS)
+    settings = validated(ServerSettings, given)
+    shared = {name: given[name] for name in FROM_VARIABLES if name in given}
+    plan = validated(BenchmarkSettings, vars(flags) | shared)
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     from gptj_predictor.bench.commands import check_reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from gptj_predictor.cli.errors import SettingsError, one_line_errors
 from gptj_predictor.cli.flags import (
@@ -20,10 +20,14 @@ from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.settings import (
     GenerationParameters,
     Limits,
+    LogFormat,
     OrderError,
     ServerSettings,
     wire_name,
 )
+
+if TYPE_CHECKING:
+    from gptj_predictor.server.access import Access
 
 #: Every setting that a flag or a variable of ``serve`` may have.
 SERVE_SETTINGS = (
@@ -88,8 +92,21 @@ def read_settings(
         raise SettingsError(
             f"--workers {flags.workers}: one process serves the model; use replicas for more"
         )
+    _check_log_flags(settings, flags)
     model_name = given.get("model_name")
     return settings, defaults, None if model_name is None else str(model_name)
+
+
+def _check_log_flags(settings: ServerSettings, flags: argparse.Namespace) -> None:
+    if settings.log_format is LogFormat.TEXT:
+        return
+    for flag, others in (("configure_logging", True), ("log_config_file", None)):
+        value = getattr(flags, flag)
+        if value != others:
+            raise SettingsError(
+                f"--log_format {settings.log_format} and --{flag} {value} both decide what the log "
+                "looks like; give one of them"
+            )
 
 
 def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
@@ -103,9 +120,17 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
         StartError: exit code 1.
     """
     settings, defaults, name = read_settings(flags, environment)
+    from gptj_predictor.cli.logs import use_json_lines
     from gptj_predictor.server.kserve_flags import use_flags
+    from gptj_predictor.server.tls import CertificateFiles
 
     use_flags(flags)
+    as_json = settings.log_format is LogFormat.JSON
+    if as_json:
+        use_json_lines()
+    with one_line_errors():
+        CertificateFiles.of(flags)
+    access = open_access(settings)
     # Find the snapshot before the long imports: it may take a pull's time to appear.
     phases = Phases()
     with one_line_errors(), phases.measure(Phase.SNAPSHOT_WAIT):
@@ -119,6 +144,8 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
 
+    if as_json:
+        use_json_lines()
     with one_line_errors():
         plan = LaunchPlan.prepare(folder, settings, phases)
         limits = Limits(
@@ -140,7 +167,25 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             drain=drain,
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
-        PredictorServer(predictor, drain, flags, settings, phases).run()
+        PredictorServer(predictor, drain, flags, settings, phases, access=access).run()
+
+
+def open_access(settings: ServerSettings) -> Access:
+    """Who may ask.
+
+    Raises:
+        SettingsError: the file with the keys cannot be read, or has no usable key.
+    """
+    from gptj_predictor.common.key_file import KeyFileError
+    from gptj_predictor.server.access import Access
+    from gptj_predictor.server.api_keys import ApiKeys
+
+    path = settings.api_key_file
+    try:
+        keys = None if path is None else ApiKeys(path)
+    except KeyFileError as error:
+        raise SettingsError(f"--api_key_file {path}: {error}") from error
+    return Access(keys, open_metrics=settings.open_metrics, proxies=settings.proxies)
 
 
 def fit_defaults(defaults: GenerationParameters, limits: Limits) -> GenerationParameters:

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gptj_predictor.server.callers import CALLER, caller_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,7 @@ RETRY_AFTER_SECONDS = 5
 
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
+_TEXTS = "gptj_predictor.texts"
 
 #: The refusal of a client that has gone before its answer.
 CLIENT_GONE = "client_gone"
@@ -39,6 +42,8 @@ def request_middleware(
     max_body_bytes: int,
     gate: Callable[[ASGIApp], ASGIApp],
     count: Callable[[ASGIApp], ASGIApp],
+    *,
+    log_prompts: bool = False,
 ) -> ASGIApp:
     """Wrap an application: the id outermost, the counts, the log line, the gate, the body's limit.
 
@@ -47,13 +52,22 @@ def request_middleware(
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
         count: Wraps one with what counts requests.
+        log_prompts: Whether the log gets prompts and texts.
     """
-    return RequestId(count(RequestLog(gate(BodyLimit(app, max_body_bytes)))))
+    logged = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
+    return RequestId(count(logged))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
     """Leave the reason of an error response for the request's log line."""
     scope[_REASON] = reason
+
+
+def note_texts(
+    scope: Scope, prompts: Sequence[str], texts: Sequence[Sequence[str]] | None = None
+) -> None:
+    """Leave prompts, and their texts once there are some, for the log: see ``--log_prompts``."""
+    scope[_TEXTS] = {"prompts": prompts, "texts": texts}
 
 
 def note_refusal(scope: Scope, refusal: str) -> None:
@@ -112,7 +126,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = _header(scope, b"x-request-id", b"").decode("latin-1")
+        given = header(scope, b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
         async def send_with_id(message: Message) -> None:
@@ -131,8 +145,9 @@ class RequestLog:
     An error inside the server is logged with its traceback here and nowhere else.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, log_prompts: bool) -> None:
         self._app = app
+        self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
@@ -154,9 +169,14 @@ class RequestLog:
             status = 499
             note_refusal(scope, CLIENT_GONE)
         except Exception:
-            logger.exception("request %s failed", _request_id(scope))
+            request_id = _request_id(scope)
+            logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             _log(scope, status, time.perf_counter() - started)
+            if self._log_prompts and _TEXTS in scope:
+                # In a text log it looks as in Python, with every special character escaped.
+                fields = {"message": "prompts and texts", "request_id": _request_id(scope)}
+                logger.info(fields | scope[_TEXTS])
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
@@ -164,15 +184,21 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
     level = logging.DEBUG if quiet else logging.INFO if status < 400 else logging.WARNING
     reason = scope.get(_REASON)
+    fields = {
+        "method": scope["method"],
+        "path": path[:200],
+        "status": status,
+        "milliseconds": round(seconds * 1000, 1),
+        "request_id": _request_id(scope),
+        "caller": caller_of(scope),
+    } | ({"error": reason} if reason else {})
     logger.log(
         level,
-        "%s %r %d %.1f ms id=%s%s",
-        scope["method"],
-        path[:200],
-        status,
-        seconds * 1000,
-        _request_id(scope),
+        "%s %r %d %.1f ms id=%s%s%s",
+        *list(fields.values())[:5],
+        f" caller={caller_of(scope)}" if CALLER in scope else "",
         f" error={reason!r}" if reason else "",
+        extra=fields,
     )
 
 
@@ -205,12 +231,12 @@ class BodyLimit:
         await self._app(scope, limited_receive, send)
 
     def _check_headers(self, scope: Scope) -> None:
-        encoding = _header(scope, b"content-encoding", b"identity").decode("latin-1")
+        encoding = header(scope, b"content-encoding", b"identity").decode("latin-1")
         if encoding.strip().lower() not in ("identity", ""):
             raise HTTPException(
                 415, f"Content-Encoding: {encoding[:60]} is not supported; send plain JSON"
             )
-        length = _header(scope, b"content-length", b"0")
+        length = header(scope, b"content-length", b"0")
         if length.isdigit():
             self._check_size(int(length))
 
@@ -219,14 +245,14 @@ class BodyLimit:
             raise HTTPException(413, f"the body is over the limit of {self._max_body_bytes} bytes")
 
 
-def _header(scope: Scope, name: bytes, default: bytes) -> bytes:
+def header(scope: Scope, name: bytes, default: bytes) -> bytes:
     """The last header of a name, which is in lower case."""
     values = [value for key, value in scope["headers"] if key.lower() == name]
     return values[-1] if values else default
 
 
 def _request_id(scope: Scope) -> str:
-    return _header(scope, b"x-request-id", b"").decode()
+    return header(scope, b"x-request-id", b"").decode()
 
 
 def _set_request_id(target: Scope | Message, request_id: str) -> None:

@@ -13,20 +13,22 @@ from types import FrameType
 from typing import Any
 
 import kserve
-from kserve.protocol.grpc.server import GRPCServer
 from kserve.protocol.rest.server import RESTServer
 from prometheus_client import REGISTRY
 
 from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
+from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
+from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.metrics import MetricsCollector
 from gptj_predictor.server.middleware import receive_deadline, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
+from gptj_predictor.server.tls import CertificateFiles
 from gptj_predictor.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -45,14 +47,31 @@ LAST_ANSWERS_SECONDS = 1.0
 class PredictorRESTServer(RESTServer):
     """kserve's REST server around our application; it leaves signals to :class:`Drain`."""
 
-    def __init__(self, *args: Any, receive_timeout_seconds: float, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        receive_timeout_seconds: float,
+        certificate: CertificateFiles | None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self._certificate = certificate
         self.config.http = receive_deadline(receive_timeout_seconds)
+        self.config.ws = "none"
+        self.config.server_header = False
+        self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
         # uvicorn would close the port at once; see Drain.
         self._server.capture_signals = contextlib.nullcontext
 
     def create_application(self) -> None:
         """Nothing to add: the application came complete."""
+
+    async def start(self) -> None:
+        """Serve until :meth:`stop`."""
+        self.config.load()
+        if self._certificate is not None:
+            self._certificate.renew_in(self.config.ssl)
+        await super().start()
 
     def stop(self) -> None:
         """Close the port and idle connections; those with an answer to send end after it."""
@@ -69,6 +88,8 @@ class PredictorServer(kserve.ModelServer):
         flags: Namespace,
         settings: ServerSettings,
         phases: Phases,
+        *,
+        access: Access,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -78,6 +99,7 @@ class PredictorServer(kserve.ModelServer):
             flags: kserve's own flags, parsed.
             settings: The server's.
             phases: How long the start has taken so far.
+            access: Who may ask.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -96,6 +118,7 @@ class PredictorServer(kserve.ModelServer):
         self._predictor = predictor
         self._drain = drain
         self._flags = flags
+        self._access = access
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -116,7 +139,13 @@ class PredictorServer(kserve.ModelServer):
         count = partial(CountRequests, counts=counts)
         gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
         self._rest = PredictorRESTServer(
-            request_middleware(app, settings.max_body_bytes, gate, count),
+            request_middleware(
+                app,
+                settings.max_body_bytes,
+                lambda inner: access.guard(gate(inner)),
+                count,
+                log_prompts=settings.log_prompts,
+            ),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,
@@ -126,6 +155,7 @@ class PredictorServer(kserve.ModelServer):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=settings.receive_timeout_seconds,
+            certificate=CertificateFiles.of(flags),
         )
 
     def run(self) -> None:
@@ -163,11 +193,12 @@ class PredictorServer(kserve.ModelServer):
 
     async def _serve_all(self) -> None:
         if self.enable_grpc:
-            self._grpc_server = GRPCServer(
+            self._grpc_server = PredictorGRPCServer(
                 self.grpc_port,
                 self.dataplane,
                 self.model_repository_extension,
-                kwargs=vars(self._flags),
+                access=self._access,
+                flags=self._flags,
                 grace_period=self.grace_period,
             )
             self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))

@@ -29,13 +29,13 @@ class Outcome(enum.StrEnum):
 
 #: Why requests are refused: what :func:`note_refusal` is told, or else what the status says.
 REASONS = (
-    *("invalid", "too_large", "unauthorized", "not_found", "not_ready", "draining"),
+    *("invalid", "too_large", "unauthenticated", "not_found", "not_ready", "draining"),
     *("queued_requests", "queued_tokens", "caller_share", "deadline", "out_of_memory"),
 )
 _KNOWN = frozenset(REASONS)
 _BY_STATUS = {
-    401: "unauthorized",
-    403: "unauthorized",
+    401: "unauthenticated",
+    403: "unauthenticated",
     404: "not_found",
     413: "too_large",
     504: "deadline",

@@ -42,6 +42,14 @@ class BenchmarkSettings(BaseModel):
         description="Measure a running service: its address, or that of its V1 endpoint. --model "
         "then names the snapshot that it serves, for the tokenizer.",
     )
+    api_key_file: Annotated[Path | None, UnsetMeans("none")] = Field(
+        None, description="With --url: file whose first API key is sent with every request."
+    )
+    ca_file: Annotated[Path | None, UnsetMeans("the authorities that everyone trusts")] = Field(
+        None,
+        description="With --url: PEM file with the authority that must have signed an https "
+        "service's certificate.",
+    )
     reference: str = Field(
         DEFAULT_REFERENCE,
         description="Published column that the report compares with: V100, RTX5000, A5000, A40, "

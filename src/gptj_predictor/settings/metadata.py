@@ -60,7 +60,7 @@ class ZeroMeans:
 
 @dataclass(frozen=True)
 class UnsetMeans:
-    """Says in words what is used where the field is not set: its default is ``None``."""
+    """Says in words what is used where the field is not set: its default is ``None`` or empty."""
 
     words: str
 
@@ -99,7 +99,7 @@ def default_in_words(field: FieldInfo) -> str | None:
     """The field's default, or what an unset field means; ``None`` if it has to be given."""
     if field.is_required():
         return None
-    if field.default is None:
+    if field.default is None or field.default == "":
         unset = marker(field, UnsetMeans)
         return "unset" if unset is None else unset.words
     if isinstance(field.default, bool):

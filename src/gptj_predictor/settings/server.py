@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,13 @@ class Precision(enum.StrEnum):
     NATIVE = "native"
     FP16 = "fp16"
     BFLOAT16 = "bfloat16"
+
+
+class LogFormat(enum.StrEnum):
+    """What ``--log_format`` may be."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class MetricsCompat(enum.StrEnum):
@@ -168,6 +176,25 @@ class ServerSettings(BaseModel):
         gt=0,
         description="Seconds for a request to arrive whole; then its connection is closed.",
     )
+
+    # Who may ask, and what the log says of it.
+    api_key_file: Annotated[Path | None, UnsetMeans("none, and everyone may ask")] = Field(
+        None,
+        description="File with one API key a line, read again when it changes; a request must "
+        "carry one of them as Authorization: Bearer KEY.",
+    )
+    open_metrics: bool = Field(
+        False, description="With --api_key_file: answer /metrics without a key."
+    )
+    trusted_proxies: Annotated[str, UnsetMeans("none, and the header is passed over")] = Field(
+        "",
+        description="Addresses or networks, with commas between them, whose X-Forwarded-For "
+        "header says who the caller is.",
+    )
+    log_format: LogFormat = Field(
+        LogFormat.TEXT, description="text: lines for people; json: one JSON object a line."
+    )
+    log_prompts: bool = Field(False, description="Log prompts and texts too.")
     metrics_compat: MetricsCompat = Field(
         MetricsCompat.NONE,
         description="vllm: /metrics also has the metrics that routers, autoscalers and dashboards "
@@ -180,3 +207,21 @@ class ServerSettings(BaseModel):
         if value == "auto" or all(map(_DEVICE.fullmatch, value.split(","))):
             return value
         raise ValueError("allowed are auto, or cpu, cuda and cuda:N with commas between them")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _addresses_or_networks(cls, value: str) -> str:
+        for part in filter(None, (part.strip() for part in value.split(","))):
+            try:
+                ipaddress.ip_network(part)
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}; allowed are addresses and networks such as 10.0.0.0/8, with commas "
+                    "between them"
+                ) from None
+        return value
+
+    @property
+    def proxies(self) -> tuple[str, ...]:
+        """``trusted_proxies``, one by one."""
+        return tuple(filter(None, (part.strip() for part in self.trusted_proxies.split(","))))

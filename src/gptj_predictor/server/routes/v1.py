@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from gptj_predictor.server.generation import GenerationCall
 from gptj_predictor.server.http_requests import active_request
+from gptj_predictor.server.middleware import note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
@@ -38,8 +39,11 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         body = await request.body()
         async with active_request(request, predictor.requests) as active:
             generation = parse_request(body, predictor.defaults, predictor.limits)
+            note_texts(request.scope, generation.prompts)
             call = GenerationCall(generation, active)
             texts, _ = await dataplane.infer(model_name, call, dict(request.headers))
+        generated = [[one.text for one in sequences] for sequences in texts]
+        note_texts(request.scope, generation.prompts, generated)
         return JSONResponse(format_response(generation, texts))
 
     async def predict_with_get(model_name: str) -> None:
