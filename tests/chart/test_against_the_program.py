@@ -19,11 +19,11 @@ from gptj_predictor.cli.flags import validated
 from gptj_predictor.cli.serve import read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import PullSettings
-from tests.support.certificates import write_certificate
 from tests.support.chart_values import MATRIX, MODES
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
+from tests.support.secrets import KEYS, Authority
 from tests.support.servers import RunningServer, environment, free_port
 
 pytestmark = pytest.mark.slow  # kserve's and torch's imports
@@ -192,10 +192,12 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
     release = render(MODES["standard"], values)
     container = release.container
     folders = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    authority = Authority()
     (tmp_path / "tls").mkdir()
-    write_certificate(tmp_path / "tls", "texts.example.com")
+    for name, content in authority.issue().items():
+        (tmp_path / "tls" / name.replace("_", ".")).write_bytes(content)
     (tmp_path / "api-keys").mkdir()
-    (tmp_path / "api-keys" / "keys").write_text("first-key-0123456789\nsecond-key-0123456789\n")
+    (tmp_path / "api-keys" / "keys").write_text("\n".join(["# ours", "", *KEYS, ""]))
 
     def here(text: str) -> str:
         for name in ("tls", "api-keys"):
@@ -221,28 +223,38 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         variables = {key: here(value) for key, value in literal_environment(test).items()}
         done = run_test_pod(test, name, seconds, free_port(), server.port, **variables)
         assert done.returncode == 0, done.stderr
-        answer = curl_of_the_notes(release, address, key="second-key-0123456789")
+        answer = curl_of_the_notes(release, address, tmp_path / "api-keys" / "keys")
         assert "Right now is the perfect time to" in answer
-        assert "predictions" not in curl_of_the_notes(release, address, key="no-such-key")
-        (tmp_path / "wrong").write_text("no-such-key\n")
+        wrong = tmp_path / "wrong"
+        wrong.write_text("no-such-key-0123456789\n")
+        assert "predictions" not in curl_of_the_notes(release, address, wrong)
         refused = run_test_pod(
-            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(tmp_path / "wrong")}
+            test, name, "0", server.port, **{**variables, "API_KEY_FILE": str(wrong)}
         )
         assert refused.returncode == 1
         assert "the prediction was answered with 401" in refused.stderr
-        # A certificate that is not the Secret's.
-        (tmp_path / "other").mkdir()
-        write_certificate(tmp_path / "other", "texts.example.com")
-        variables["CERTIFICATE_FILE"] = str(tmp_path / "other" / "tls.crt")
+        # A certificate that is not the Secret's, even one for the same name by the same authority.
+        (tmp_path / "other.crt").write_bytes(authority.issue()["tls_crt"])
+        variables["CERTIFICATE_FILE"] = str(tmp_path / "other.crt")
         refused = run_test_pod(test, name, "0", server.port, **variables)
         assert refused.returncode == 1
         assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout
 
 
-def curl_of_the_notes(release: Release, address: str, key: str = "") -> str:
-    """What the curl command of the notes prints, for a server of this machine."""
-    [command] = [line for line in release.notes.splitlines() if line.startswith("  curl ")]
-    words = shlex.split(command.replace("$URL", address).replace("$KEY", key))
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+def curl_of_the_notes(release: Release, address: str, keys: Path) -> str:
+    """What the curl command of the notes prints, for a server of this machine.
+
+    The notes take the API key from a Secret; here ``kubectl`` prints the file with the keys.
+    """
+    lines = [line.strip() for line in release.notes.splitlines()]
+    commands = [line for line in lines if line.startswith(("KEY=", "curl "))]
+    assert len(commands) == 2
+    kubectl = f"kubectl() {{ cat {shlex.quote(str(keys))}; }}"
+    done = subprocess.run(
+        ["bash", "-c", "\n".join([kubectl, f"URL={address}", *commands])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout

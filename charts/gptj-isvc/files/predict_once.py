@@ -1,8 +1,8 @@
 """Wait until the model is ready, ask it once, and check the shape of its answer.
 
 Arguments: model name, seconds to wait, one or more base URLs of which one answers.
-Environment: API_KEY_FILE, a file whose first line is an API key, if the server wants one;
-CERTIFICATE_FILE, the server's certificate, for HTTPS.
+Environment: API_KEY_FILE, the server's file of API keys, if it has one; CERTIFICATE_FILE, the
+server's certificate, for HTTPS.
 """
 
 import json
@@ -23,7 +23,8 @@ def headers():
     path = os.environ.get("API_KEY_FILE")
     if path is None:
         return {}
-    keys = Path(path).read_text().split()
+    lines = [line.strip() for line in Path(path).read_text().splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         sys.exit("the Secret with the API keys has none")
     return {"Authorization": f"Bearer {keys[0]}"}
