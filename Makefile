@@ -45,7 +45,7 @@ bench: $(VENV)/.dev ## Run a tiny benchmark of the demo; the report comes to ben
 	$(BIN)/gptj-predictor benchmark --output benchmark-results \
 	  --batch_size 2 --min_tokens 128 --max_tokens 256 --rounds 1
 
-docs: $(VENV)/.dev ## Write the docs' tables that are made from settings, and build the site in site/
+docs: $(VENV)/.dev ## Write the docs' tables that are made from the code, and build the site in site/
 	$(BIN)/python tools/docs_tables.py
 	$(BIN)/zensical build --clean --strict
 

@@ -1,4 +1,4 @@
-"""Write the tables of the docs that are made from the settings, or check that they are up to date.
+"""Write the tables of the docs that are made from the code, or check that they are up to date.
 
     python tools/docs_tables.py [--check]
 
@@ -14,13 +14,20 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import helm_python
 import torch
+import yaml
 from pydantic import BaseModel
 from transformers import GPTJConfig
 
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, spelling
+from gptj_predictor.common.phases import Phase
 from gptj_predictor.devices.memory import activation_bytes
+from gptj_predictor.engine.request import Failure, FinishReason
+from gptj_predictor.server import metrics_vllm
+from gptj_predictor.server.metrics_table import OWN_METRICS
+from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
 from gptj_predictor.settings import (
     GPU_PREFILL_TOKENS,
     BenchmarkSettings,
@@ -37,6 +44,10 @@ from gptj_predictor.snapshot.layout import NetworkLayout, inner_size
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/api.md", "docs/configuration.md", "docs/operations.md")
+
+CHART = ROOT / "charts" / "gptj-isvc"
+#: What confines the chart's queries to one release.
+OF_THE_RELEASE = re.compile(r'namespace="ml",pod=~"gptj-predictor-\.\*",?')
 
 #: What the model's limits are called where no model is loaded.
 LIMITS = {"context": "the context", "vocabulary": "the vocabulary"}
@@ -160,6 +171,68 @@ def sizing_table() -> str:
     return table(heads, rows)
 
 
+def metrics_table() -> str:
+    """The server's own metrics."""
+    rows = (
+        (f"`{m.name}`", m.kind.value, ", ".join(f"`{label}`" for label in m.labels), m.help)
+        for m in OWN_METRICS
+    )
+    return table(("Metric", "Type", "Labels", "Meaning"), rows)
+
+
+def labels_table() -> str:
+    """The labels of which every value is known."""
+    rows = (
+        (f"`{label}`", ", ".join(f"`{value}`" for value in values))
+        for label, values in (
+            ("protocol", Protocol),
+            ("outcome", Outcome),
+            ("reason", REASONS),
+            ("phase", Phase),
+            ("finish_reason", FinishReason),
+            ("failure", Failure),
+        )
+    )
+    return table(("Label", "Values"), rows)
+
+
+def vllm_table() -> str:
+    """Those with vLLM's names."""
+    rows = (
+        (
+            f"`{m.name}`",
+            m.kind.value,
+            ", ".join(f"`{label}`" for label in m.labels),
+            re.sub(r"\b(gptj_\w+)", r"`\1`", m.help),
+        )
+        for m in (*metrics_vllm.METRICS, *metrics_vllm.INFO_METRICS)
+    )
+    return table(("Metric", "Type", "More labels", "Meaning"), rows)
+
+
+def alerts_table() -> str:
+    """The chart's alerts with their default thresholds."""
+    values = {
+        "deploymentMode": "Standard",
+        "scaling": {"minReplicas": 1},
+        "prometheusRule": {"enabled": True},
+    }
+    with helm_python.Chart.load(CHART) as chart:
+        files = chart.render(values, name="gptj", namespace="ml")
+    [group] = yaml.safe_load(files[f"{CHART.name}/templates/prometheusrule.yaml"])["spec"]["groups"]
+    rows = (
+        (
+            f"`{rule['alert']}`",
+            f"`{OF_THE_RELEASE.sub('', rule['expr']).replace('{}', '')}`",
+            rule.get("for", "at once"),
+            rule["annotations"]["summary"],
+            rule["annotations"]["action"],
+        )
+        for rule in group["rules"]
+    )
+    return table(("Alert", "If", "For", "What is wrong", "What to do"), rows)
+
+
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     heads = list(heads)
@@ -172,6 +245,10 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 TABLES: Mapping[str, Callable[[], str]] = {
     "parameters": parameter_table,
     "sizing": sizing_table,
+    "metrics": metrics_table,
+    "labels": labels_table,
+    "vllm": vllm_table,
+    "alerts": alerts_table,
     "serve": partial(flag_table, ServerSettings, variables=True),
     "generation": partial(flag_table, GenerationParameters, variables=True),
     "pull": partial(flag_table, PullSettings),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.devices.cuda_graphs import capture_for
 from gptj_predictor.devices.host import usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
@@ -43,10 +43,18 @@ class LaunchPlan:
     placement: Placement
     dtype: torch.dtype
     settings: ServerSettings
+    phases: Phases = field(default_factory=Phases)
 
     @classmethod
-    def prepare(cls, path: Path, settings: ServerSettings) -> LaunchPlan:
+    def prepare(
+        cls, path: Path, settings: ServerSettings, phases: Phases | None = None
+    ) -> LaunchPlan:
         """Decide, and find what is wrong while nothing has been loaded.
+
+        Args:
+            path: The snapshot's folder.
+            settings: The server's.
+            phases: Measures what comes from here on; one of its own by default.
 
         Raises:
             SnapshotError: the folder cannot be served.
@@ -57,7 +65,9 @@ class LaunchPlan:
         devices = find_devices(settings.device)
         folder = SnapshotFolder.open(path)
         check_tensors(folder)
-        tokenizer = Tokenizer(path)
+        phases = phases or Phases()
+        with phases.measure(Phase.TOKENIZER):
+            tokenizer = Tokenizer(path)
         if len(tokenizer) > folder.config.vocab_size:
             raise TokenizerError(
                 f"{path}: the tokenizer has {len(tokenizer)} tokens and the model "
@@ -88,7 +98,7 @@ class LaunchPlan:
                 if device in placement.devices
             ),
         )
-        return cls(folder, tokenizer, placement, choice.dtype, settings)
+        return cls(folder, tokenizer, placement, choice.dtype, settings, phases)
 
     @property
     def threads(self) -> int:
@@ -103,29 +113,31 @@ class LaunchPlan:
             SnapshotError: a file broke since it was looked at.
         """
         torch.set_num_threads(self.threads)
-        started = time.perf_counter()
-        network = load_network(
-            self.folder,
-            self.dtype,
-            self.placement,
-            check_digests=self.settings.check_digests,
-        )
-        seconds = time.perf_counter() - started
+        with self.phases.measure(Phase.WEIGHTS):
+            network = load_network(
+                self.folder,
+                self.dtype,
+                self.placement,
+                check_digests=self.settings.check_digests,
+            )
+        seconds = self.phases.seconds[Phase.WEIGHTS]
         logger.info(
             "loaded %.2f GB of weights in %.1f s (%.2f GB/s)",
             network.weight_bytes / 1e9,
             seconds,
             network.weight_bytes / 1e9 / seconds,
         )
-        capture = capture_for(network) if self.settings.cuda_graphs else None
-        engine = Engine(network, self._engine_config(), capture)
+        with self.phases.measure(Phase.KV_CACHE):
+            capture = capture_for(network) if self.settings.cuda_graphs else None
+            engine = Engine(network, self._engine_config(), capture)
         info = engine.info()
         for device, name in info.attention.items():
             logger.info("attention on %s: %s", device, name)
         logger.info(
             "KV cache for %d tokens in pages of %d", info.kv_cache_tokens, info.config.page_size
         )
-        engine.start()
+        with self.phases.measure(Phase.CUDA_GRAPHS):
+            engine.start()
         return engine
 
     def _engine_config(self) -> EngineConfig:

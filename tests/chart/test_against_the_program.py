@@ -24,7 +24,7 @@ from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
 from tests.support.secrets import KEYS, Authority
-from tests.support.servers import NAME, RunningServer, environment, free_port
+from tests.support.servers import RunningServer, environment, free_port
 
 pytestmark = pytest.mark.slow  # kserve's and torch's imports
 
@@ -258,24 +258,3 @@ def curl_of_the_notes(release: Release, address: str, keys: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.slow
-def test_the_dashboard_shows_metrics_that_exist(server: RunningServer) -> None:
-    server.predict(["Right now"], max_new_tokens=2)
-    exposed = server.client.get("/metrics").text
-    release = render({"dashboard": {"enabled": True}, "podMonitor": {"enabled": True}})
-    [(file, text)] = release.one("ConfigMap")["data"].items()
-    assert file == "demo.json"
-    dashboard = json.loads(text)
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    names = {name for query in queries for name in re.findall(r"(\w+)\{", query)}
-    assert len(names) >= 5
-    for name in names:
-        assert re.search(rf"^{name}\b", exposed, re.MULTILINE), name
-    for query in queries:
-        for label, value in re.findall(r'(\w+)="([^"]*)"', query):
-            assert {"namespace": "ml", "model_name": NAME}[label] == value
-    assert all("{{" not in query for query in queries)
-    [endpoint] = release.one("PodMonitor")["spec"]["podMetricsEndpoints"]
-    assert server.client.get(endpoint["path"]).status_code == 200

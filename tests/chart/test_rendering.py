@@ -24,7 +24,7 @@ from tests.support.charts import (
 KUBERNETES = ("1.25", "1.37")
 
 #: Custom resources: kubernetes-validate has no schema for them.
-CUSTOM = {"InferenceService", "PodMonitor", "ScaledObject"}
+CUSTOM = {"InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
 
 #: API versions that every supported Kubernetes serves and none deprecates.
 API_VERSIONS = {
@@ -72,6 +72,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
         "PersistentVolumeClaim",
         "Pod",
         "PodDisruptionBudget",
+        "Service",
         "ServiceAccount",
     }
     for one in seen.values():
@@ -114,6 +115,9 @@ def test_what_is_made(releases: dict[str, Release]) -> None:
         assert release.has("Job", "-pull-") == ("no download" not in name), name
         assert release.has("PersistentVolumeClaim") == (", own" in name), name
         assert not release.has("PodMonitor")
+        assert not release.has("PrometheusRule")
+        assert not release.has("ServiceMonitor")
+        assert not release.has("Service")
         assert not release.has("ConfigMap")
         assert not release.has("NetworkPolicy")
         assert not release.has("PodDisruptionBudget")
@@ -140,7 +144,10 @@ def test_names_that_yaml_would_take_for_numbers() -> None:
         "image": {"repository": "1", "tag": "1.0"},
         "serviceAccount": {"name": "1e3"},
     }
-    extras = ("podMonitor", "dashboard", "networkPolicy", "podDisruptionBudget")
+    extras = (
+        *("podMonitor", "prometheusRule", "dashboard"),
+        *("networkPolicy", "podDisruptionBudget"),
+    )
     values |= {name: {"enabled": True} for name in extras}
     release = render(values, {"benchmark": {"batchSize": 1}}, MANY, name="12")
     for one in release.objects:
@@ -188,7 +195,7 @@ def test_optional_parts() -> None:
         if one["metadata"]["name"] != "demo-extra":
             assert one["metadata"]["labels"]["app.kubernetes.io/name"] == "gptj-isvc"
             assert one["metadata"]["labels"]["team"] == (
-                "ops" if one["kind"] == "PodMonitor" else "nlp"
+                "ops" if one["kind"] in {"PodMonitor", "PrometheusRule"} else "nlp"
             )
     assert release.one("InferenceService")["metadata"]["annotations"]["example.com/a"] == "b"
     standard = render(EVERYTHING, MANY, MODES["standard"])

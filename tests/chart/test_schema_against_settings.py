@@ -116,6 +116,9 @@ FLAGS = [
         (ServerSettings, "max_queued_tokens"),
     ),
     Flag("drainDelaySeconds", "--drain_delay", (SERVE,), 2.5, (ServerSettings, "drain_delay")),
+    Flag(
+        "metrics.compat", "--metrics_compat", (SERVE,), "vllm", (ServerSettings, "metrics_compat")
+    ),
     Flag("logFormat", "--log_format", (SERVE,), "json", (ServerSettings, "log_format")),
     # 0 is for no benchmark.
     Flag(

@@ -189,7 +189,9 @@ def test_a_prompt_forges_no_line(log_prompts: bool, caplog: pytest.LogCaptureFix
         return {}
 
     scope = {"type": "http", "method": "POST", "path": "/\nERROR forged", "headers": []}
-    wrapped = request_middleware(app, 1000, lambda inner: inner, log_prompts=log_prompts)
+    wrapped = request_middleware(
+        app, 1000, lambda inner: inner, lambda inner: inner, log_prompts=log_prompts
+    )
 
     async def run() -> None:
         await wrapped(scope, nothing, nothing)

@@ -109,6 +109,8 @@ EVERYTHING: Values = {
         }
     ],
     "podMonitor": {"enabled": True, "labels": {"team": "ops"}},
+    "metrics": {"compat": "vllm"},
+    "prometheusRule": {"enabled": True, "labels": {"team": "ops"}},
     "dashboard": {"enabled": True},
     "networkPolicy": {
         "enabled": True,
@@ -127,6 +129,12 @@ OF_MODE: dict[str, Values] = {
     },
 }
 
+#: Instead of the PodMonitor.
+SERVICE_MONITOR: Values = {
+    "podMonitor": {"enabled": False},
+    "serviceMonitor": {"enabled": True, "labels": {"team": "ops"}},
+}
+
 #: Every combination of the above, the examples, and everything at once in each mode.
 MATRIX = {
     ", ".join(names): merged(*values)
@@ -140,4 +148,8 @@ MATRIX = {
 MATRIX |= {f"example {name}": example_values(name) for name in EXAMPLES}
 MATRIX |= {
     f"everything, {name}": merged(EVERYTHING, mode, OF_MODE[name]) for name, mode in MODES.items()
+}
+MATRIX |= {
+    f"everything, service monitor, {name}": merged(MATRIX[f"everything, {name}"], SERVICE_MONITOR)
+    for name in MODES
 }

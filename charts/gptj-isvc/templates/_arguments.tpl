@@ -26,6 +26,7 @@ cards in gpu.labelValues are of these two.
 {{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) "--enable_grpc" "false" -}}
 {{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) -}}
 {{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
+{{- $args = concat $args (include "gptj.metricsArgs" . | fromJsonArray) -}}
 {{- range $flag, $value := dict "--max_queued_requests" .Values.queue.maxRequests "--max_queued_tokens" .Values.queue.maxTokens -}}
 {{- if not (kindIs "invalid" $value) -}}
 {{- $args = concat $args (list $flag (int64 $value | toString)) -}}

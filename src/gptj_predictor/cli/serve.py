@@ -17,6 +17,7 @@ from gptj_predictor.cli.flags import (
 )
 from gptj_predictor.cli.model import find_model
 from gptj_predictor.cli.traces import start_traces
+from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.settings import (
     GenerationParameters,
     Limits,
@@ -132,20 +133,22 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
         CertificateFiles.of(flags)
     access = open_access(settings)
     # Find the snapshot before the long imports: it may take a pull's time to appear.
-    with one_line_errors():
+    phases = Phases()
+    with one_line_errors(), phases.measure(Phase.SNAPSHOT_WAIT):
         folder = find_model(settings)
-    from gptj_predictor.launch import LaunchPlan
+    with phases.measure(Phase.IMPORTS):  # these two import torch, kserve, and those below
+        from gptj_predictor.launch import LaunchPlan
+        from gptj_predictor.server.process import PredictorServer
     from gptj_predictor.server.active_requests import ActiveRequests
     from gptj_predictor.server.admission import Admission
     from gptj_predictor.server.drain import Drain
     from gptj_predictor.server.generation import TextGenerator
     from gptj_predictor.server.predictor import GPTJPredictor
-    from gptj_predictor.server.process import PredictorServer
 
     if as_json:
         use_json_lines()
     with one_line_errors():
-        plan = LaunchPlan.prepare(folder, settings)
+        plan = LaunchPlan.prepare(folder, settings, phases)
         limits = Limits(
             context=plan.folder.config.n_positions,
             vocabulary=plan.folder.config.vocab_size,
@@ -166,7 +169,9 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
         traces = start_traces(environment)
-        server = PredictorServer(predictor, drain, flags, settings, access=access, traces=traces)
+        server = PredictorServer(
+            predictor, drain, flags, settings, phases, access=access, traces=traces
+        )
         server.run()
 
 

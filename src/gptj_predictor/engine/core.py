@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.engine.faults import DeviceFaultError, Fault, classify
 from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.request import Event
@@ -52,6 +53,7 @@ class EngineInfo:
     step_weight_bytes: int  # read by a decode step: all weights but an embedding of its own
     devices: tuple[torch.device, ...]  # that hold the network, in the order of use
     attention: dict[torch.device, str]  # each device's attention by name
+    precision: str  # of weights and KV cache: torch's name of the dtype
 
 
 class EngineCore:
@@ -91,7 +93,7 @@ class EngineCore:
         self._overlap = on_gpu if config.overlap is None else config.overlap
         self._launched: LaunchedStep | None = None
         self._num_steps = 0
-        self._meter = Meter()
+        self._meter = Meter(model.n_positions)
         self._step_started: float | None = None
         unread = 0 if model.tie_word_embeddings else model.vocab_size * model.n_embd * value_bytes
         self._info = EngineInfo(
@@ -102,6 +104,7 @@ class EngineCore:
             step_weight_bytes=network.weight_bytes - unread,
             devices=network.placement.devices,
             attention={device: a.name for device, a in network.attentions.items()},
+            precision=dtype_name(network.dtype),
         )
 
     def info(self) -> EngineInfo:

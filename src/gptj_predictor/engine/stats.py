@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 
 from gptj_predictor.engine.request import Event, Failure, FinishReason
 from gptj_predictor.engine.sequence import Sequence
 
-#: Upper bounds of the histograms' buckets, those of vLLM's metrics of the same meaning.
+#: Upper bounds of the histograms' buckets, in seconds. They include those of vLLM's metrics of the
+#: same meaning, which can so be made of them, and finer ones for small models.
 FIRST_TOKEN_SECONDS = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
 )
 TOKEN_SECONDS = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
     *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
 )
 REQUEST_SECONDS = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0),
-    *(60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
-TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def token_bounds(max_context: int) -> tuple[int, ...]:
+    """Bounds for counts of tokens, as vLLM's: 1, 2, 5, 10, 20, ... up to ``max_context``."""
+    steps = (digit * 10**power for power in range(len(str(max_context))) for digit in (1, 2, 5))
+    return tuple(step for step in steps if step <= max_context)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,23 @@ class HistogramCounts:
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     total: float  # sum of all observations
+
+    def cumulative(self, bounds: Iterable[float] | None = None) -> list[tuple[float, int]]:
+        """Bounds, infinity the last of them, and how many observations are not above each.
+
+        Args:
+            bounds: Some of its own bounds; all of them by default.
+
+        Raises:
+            ValueError: it has no such bound.
+        """
+        sums = dict(zip((*self.bounds, math.inf), accumulate(self.counts), strict=True))
+        if bounds is None:
+            return list(sums.items())
+        wanted = (*bounds, math.inf)
+        if not sums.keys() >= set(wanted):
+            raise ValueError(f"not all of {wanted} are among {self.bounds}")
+        return [(bound, sums[bound]) for bound in wanted]
 
 
 class Histogram:
@@ -89,7 +114,12 @@ class EngineStats:
 class Meter:
     """Observes sequences as they go through the engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_context: int) -> None:
+        """Nothing was observed yet.
+
+        Args:
+            max_context: Tokens of the longest sequence.
+        """
         self.num_prompt_tokens = 0
         self.finished: Counter[FinishReason] = Counter(dict.fromkeys(FinishReason, 0))
         self.failures: Counter[Failure] = Counter(dict.fromkeys(Failure, 0))
@@ -102,8 +132,8 @@ class Meter:
         self.decode_seconds = Histogram(REQUEST_SECONDS)
         self.token_seconds = Histogram(TOKEN_SECONDS)
         self.end_to_end_seconds = Histogram(REQUEST_SECONDS)
-        self.prompt_tokens = Histogram(TOKENS)
-        self.generated_tokens = Histogram(TOKENS)
+        self.prompt_tokens = Histogram(token_bounds(max_context))
+        self.generated_tokens = Histogram(token_bounds(max_context))
 
     def histograms(self) -> dict[str, HistogramCounts]:
         """Copies of all, by name."""

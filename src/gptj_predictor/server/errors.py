@@ -56,6 +56,8 @@ def add_error_handlers(app: Starlette) -> None:
 
 async def _answer_known(request: Request, error: Exception) -> JSONResponse:
     status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    if status == 503:
+        note_refusal(request.scope, "not_ready")
     return _response(request, status, str(error))
 
 
@@ -81,6 +83,7 @@ async def _answer_queue_full(request: Request, error: Exception) -> JSONResponse
 
 
 async def _answer_out_of_memory(request: Request, error: Exception) -> JSONResponse:
+    note_refusal(request.scope, "out_of_memory")
     return _response(request, 503, "the device ran out of memory; a shorter request may fit")
 
 
@@ -89,6 +92,7 @@ async def _answer_ended_early(request: Request, error: Exception) -> JSONRespons
     if error.reason is FinishReason.CANCELLED:
         raise ClientDisconnect from error
     if error.reason is FinishReason.DEADLINE:
+        note_refusal(request.scope, "deadline")
         return _response(request, 504, "the request's time was over before its first token")
     note_refusal(request.scope, "draining")
     return _response(request, 503, "the server stops; the request had not begun")

@@ -32,26 +32,32 @@ _REFUSAL = "gptj_predictor.refusal"
 _GENERATION = "gptj_predictor.generation"
 _TEXTS = "gptj_predictor.texts"
 
+#: The refusal of a client that has gone before its answer.
+CLIENT_GONE = "client_gone"
+
 
 def request_middleware(
     app: ASGIApp,
     max_body_bytes: int,
     gate: Callable[[ASGIApp], ASGIApp],
+    count: Callable[[ASGIApp], ASGIApp],
     *,
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
     log_prompts: bool = False,
 ) -> ASGIApp:
-    """Wrap an application: id, span if there are traces, log line, gate, the body's limit.
+    """Wrap an application: id, span if there are traces, counts, log line, gate, body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
+        count: Wraps one with what counts requests.
         trace: Wraps one with what makes a span of each request.
         log_prompts: Whether the log gets prompts and texts.
     """
-    inner: ASGIApp = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
-    return RequestId(inner if trace is None else trace(inner))
+    logged = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
+    counted = count(logged)
+    return RequestId(counted if trace is None else trace(counted))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -173,6 +179,7 @@ class RequestLog:
             await self._app(scope, receive, send_and_note)
         except ClientDisconnect:
             status = 499
+            note_refusal(scope, CLIENT_GONE)
         except Exception:
             request_id = _request_id(scope)
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})

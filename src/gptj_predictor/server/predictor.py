@@ -83,6 +83,11 @@ class GPTJPredictor(kserve.Model):
 
     async def healthy(self) -> bool:
         """Weights loaded, the engine running, and the server not about to end."""
+        return self.serving
+
+    @property
+    def serving(self) -> bool:
+        """The same, at once."""
         return self.ready and self.alive and not self._drain.has_begun
 
     @property

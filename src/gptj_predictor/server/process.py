@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import kserve
 from kserve.protocol.rest.server import RESTServer
+from prometheus_client import REGISTRY
 
+from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
@@ -22,8 +24,10 @@ from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
+from gptj_predictor.server.metrics import MetricsCollector
 from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.server.tls import CertificateFiles
 from gptj_predictor.settings import ServerSettings
@@ -90,6 +94,7 @@ class PredictorServer(kserve.ModelServer):
         drain: Drain,
         flags: Namespace,
         settings: ServerSettings,
+        phases: Phases,
         *,
         access: Access,
         traces: TraceExport | None = None,
@@ -101,6 +106,7 @@ class PredictorServer(kserve.ModelServer):
             drain: What a signal begins.
             flags: kserve's own flags, parsed.
             settings: The server's.
+            phases: How long the start has taken so far.
             access: Who may ask.
             traces: Where spans go, if there are any.
         """
@@ -136,13 +142,19 @@ class PredictorServer(kserve.ModelServer):
             predictor,
             docs=self.enable_docs_url,
         )
-        trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
+        counts = RequestCounts()
+        REGISTRY.register(
+            MetricsCollector(predictor, drain, counts, phases, settings.metrics_compat)
+        )
+        count = partial(CountRequests, counts=counts)
         gate = partial(Gate, requests=predictor.requests, drain=drain)
+        trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,
                 settings.max_body_bytes,
                 lambda inner: access.guard(gate(inner)),
+                count,
                 trace=trace,
                 log_prompts=settings.log_prompts,
             ),

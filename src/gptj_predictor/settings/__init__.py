@@ -19,6 +19,7 @@ from gptj_predictor.settings.server import (
     GPU_WEIGHT_SHARE,
     THREAD_BYTES,
     LogFormat,
+    MetricsCompat,
     Precision,
     ServerSettings,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "Lengths",
     "Limits",
     "LogFormat",
+    "MetricsCompat",
     "OrderError",
     "Precision",
     "PullSettings",

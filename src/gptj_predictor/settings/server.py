@@ -52,6 +52,13 @@ class LogFormat(enum.StrEnum):
     JSON = "json"
 
 
+class MetricsCompat(enum.StrEnum):
+    """Whose names the metrics have beside our own: ``--metrics_compat``."""
+
+    NONE = "none"
+    VLLM = "vllm"
+
+
 class ServerSettings(BaseModel):
     """How the server is set up; each field is a flag of ``gptj-predictor serve``."""
 
@@ -188,6 +195,11 @@ class ServerSettings(BaseModel):
         LogFormat.TEXT, description="text: lines for people; json: one JSON object a line."
     )
     log_prompts: bool = Field(False, description="Log prompts and texts too.")
+    metrics_compat: MetricsCompat = Field(
+        MetricsCompat.NONE,
+        description="vllm: /metrics also has the metrics that routers, autoscalers and dashboards "
+        "of vLLM know.",
+    )
 
     @field_validator("device")
     @classmethod
