@@ -57,6 +57,30 @@ def test_busy_server() -> None:
     assert re.search(r"health meanwhile, [1-9]\d* probes", printed)
 
 
+def test_overload() -> None:
+    short = ["--seconds", 2, "--capacity-seconds", 1, "--warm-up", 0.5, "--concurrency", 4]
+    load = ["--times", 3, "--new-tokens", 2, 4, "--deadline", 30]
+    printed = run("overload.py", *short, *load, "--flags", "--max_queued_requests", 2)
+    assert re.search(rf"4 clients that wait: {FIGURE} answers/s", printed)
+    assert re.search(rf"goodput {FIGURE}/s, {FIGURE}% of the capacity", printed)
+    assert "anything else: nothing" in printed
+    assert re.search(r"429: [1-9]\d*, p50", printed)
+
+
+def test_hang_ups() -> None:
+    flags = ["--flags", "--max_batch_size", 8, "--max_queued_requests", 8]
+    printed = run("hang_ups.py", "--clients", 2, "--at-once", 60, *flags)
+    assert len(re.findall(r"after 8 sequences, 56 waiting, were given up: \d+ ms", printed)) == 3
+    assert re.search(r"60 at once: {.*429: \d+", printed)
+
+
+def test_soak() -> None:
+    printed = run("soak.py", "--minutes", 0.08, "--clients", 40, "--cases", 8)
+    assert re.search(r"good: 200: [1-9]", printed)
+    assert re.search(r"cancelled: hung up: [1-9]", printed)
+    assert "pages in use: 0, requests that wait: 0\nall right" in printed
+
+
 def test_http_overhead() -> None:
     printed = run("http_overhead.py", "--requests", 2)
     assert len(re.findall(rf"outside predict {FIGURE} ms \(median of 2;", printed)) == 4

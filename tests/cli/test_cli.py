@@ -82,6 +82,7 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         "num_return_sequences": "2",
         "stop": "###",
         "return_full_text": "false",
+        "details": "true",
     }
     assert set(values) == set(GenerationParameters.model_fields)
     by_flag = settings(*(part for name, value in values.items() for part in (f"--{name}", value)))

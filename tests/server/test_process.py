@@ -21,6 +21,7 @@ from tests.support.servers import (
     NAME,
     READY_PATHS,
     RunningServer,
+    catches,
     command,
     environment,
     wait_for,
@@ -67,16 +68,6 @@ def test_sigterm_while_importing() -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert b"Traceback" not in errors
-
-
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler for a signal."""
-    [line] = [
-        line
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if line.startswith("SigCgt:")
-    ]
-    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])

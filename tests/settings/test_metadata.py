@@ -102,6 +102,7 @@ def test_what_a_client_may_send() -> None:
         "num_return_sequences": "an integer from 1 to 8",
         "stop": "a string of 1 to 64 characters, or a list of 1 to 4 of them",
         "return_full_text": "true or false",
+        "details": "true or false",
     }
 
 

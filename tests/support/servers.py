@@ -84,9 +84,20 @@ def command(*flags: str, program: str | None = None) -> list[str]:
 
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without anything that would set the server up."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GPTJ_", "KSERVE_"))}
+    foreign = ("GPTJ_", "KSERVE_", "OTEL_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     # Threads that share cores with other tests wait for each other, spinning.
     return inherited | {"OMP_NUM_THREADS": "1", "GPTJ_THREADS": "1"} | extra
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has a handler for a signal."""
+    [line] = [
+        line
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("SigCgt:")
+    ]
+    return bool(int(line.split()[1], 16) >> (number - 1) & 1)
 
 
 class RunningServer:

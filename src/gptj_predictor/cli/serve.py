@@ -16,6 +16,7 @@ from gptj_predictor.cli.flags import (
     validated,
 )
 from gptj_predictor.cli.model import find_model
+from gptj_predictor.cli.traces import start_traces
 from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.settings import (
     GenerationParameters,
@@ -167,7 +168,11 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             drain=drain,
             load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
         )
-        PredictorServer(predictor, drain, flags, settings, phases, access=access).run()
+        traces = start_traces(environment)
+        server = PredictorServer(
+            predictor, drain, flags, settings, phases, access=access, traces=traces
+        )
+        server.run()
 
 
 def open_access(settings: ServerSettings) -> Access:

@@ -52,11 +52,19 @@ class ActiveRequests:
     def __init__(self, admission: Admission, max_seconds: float) -> None:
         """Every request goes through ``admission`` and may take ``max_seconds``."""
         self.admission = admission
-        self.max_seconds = max_seconds
+        self._max_seconds = max_seconds
         self._requests: set[ActiveRequest] = set()
 
+    def check(self, caller: str, seconds: float) -> None:
+        """Refuse early what :meth:`begin` would refuse.
+
+        Raises:
+            QueueFullError: the queue has no room.
+        """
+        self.admission.check(caller, min(seconds, self._max_seconds))
+
     @contextmanager
-    def begin(self, caller: str, seconds: float | None = None) -> Iterator[ActiveRequest]:
+    def begin(self, caller: str, seconds: float) -> Iterator[ActiveRequest]:
         """Work on a request.
 
         Args:
@@ -66,8 +74,8 @@ class ActiveRequests:
         Raises:
             QueueFullError: the queue has no room.
         """
-        seconds = self.max_seconds if seconds is None else min(seconds, self.max_seconds)
-        request = ActiveRequest(caller, self.admission.enter(caller), seconds)
+        seconds = min(seconds, self._max_seconds)
+        request = ActiveRequest(caller, self.admission.enter(caller, seconds), seconds)
         loop = asyncio.get_running_loop()
         timer = loop.call_later(seconds, request.end, FinishReason.DEADLINE)
         self._requests.add(request)

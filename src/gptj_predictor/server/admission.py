@@ -26,6 +26,7 @@ class Refusal(StrEnum):
     QUEUED_REQUESTS = "queued_requests"
     QUEUED_TOKENS = "queued_tokens"
     CALLER_SHARE = "caller_share"
+    TOO_LATE = "too_late"
 
 
 class QueueFullError(RuntimeError):
@@ -62,27 +63,31 @@ class Admission:
         """Prompt tokens of sequences that have not started."""
         return self._tokens.total()
 
-    def check(self, caller: str) -> None:
+    def check(self, caller: str, seconds: float) -> None:
         """Refuse early what :meth:`enter` would refuse, before its body is read.
 
-        Raises:
-            QueueFullError: there is no room.
-        """
-        with self._lock:
-            self._check(caller)
-
-    def enter(self, caller: str) -> Ticket:
-        """A request's place in the queue.
+        Args:
+            caller: Who asks.
+            seconds: What the request may take.
 
         Raises:
-            QueueFullError: there is no room.
+            QueueFullError: there is no room, or its time would be over before its turn.
         """
         with self._lock:
-            self._check(caller)
+            self._check(caller, seconds)
+
+    def enter(self, caller: str, seconds: float) -> Ticket:
+        """A request's place in the queue; see :meth:`check`.
+
+        Raises:
+            QueueFullError: there is no room, or its time would be over before its turn.
+        """
+        with self._lock:
+            self._check(caller, seconds)
             self._requests[caller] += 1
         return Ticket(self, caller)
 
-    def _check(self, caller: str) -> None:
+    def _check(self, caller: str, seconds: float) -> None:
         free = self._max_requests - self._requests.total()
         if free <= 0:
             text = f"the queue is full: {self._max_requests} requests wait"
@@ -90,6 +95,11 @@ class Admission:
         if self._requests[caller] >= SHARE_OF_FREE * free:
             text = f"your share of the queue is full: {self._requests[caller]} requests wait"
             raise self._full(Refusal.CALLER_SHARE, text)
+        # Work on what is too late anyway would only make others late.
+        wait = self._wait_seconds() if len(self._starts) == RATE_WINDOW else 0.0
+        if wait > seconds:
+            text = f"the queue takes about {wait:.0f} s, and the request has {seconds:g} s"
+            raise self._full(Refusal.TOO_LATE, text)
 
     def _enter_tokens(self, caller: str, count: int) -> None:
         total = self._tokens.total()
@@ -108,12 +118,16 @@ class Admission:
         return QueueFullError(refusal, f"{text}; come back in {seconds} s", seconds)
 
     def _retry_after(self) -> int:
-        """Seconds until what waits now will have started, at the rate of the last starts."""
-        if not self._starts:
-            return MIN_RETRY_SECONDS
-        rate = len(self._starts) / max(time.monotonic() - self._starts[0], 1e-3)
-        seconds = math.ceil(self._requests.total() / rate)
+        """Seconds until what waits now will have started."""
+        seconds = math.ceil(self._wait_seconds())
         return min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
+
+    def _wait_seconds(self) -> float:
+        """The same, at the rate of the last starts; 0 if there were none."""
+        if not self._starts:
+            return 0.0
+        rate = len(self._starts) / max(time.monotonic() - self._starts[0], 1e-3)
+        return self._requests.total() / rate
 
 
 class Ticket:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
+import time
 from collections.abc import Callable
 
 from gptj_predictor.engine.request import FinishReason
@@ -39,6 +41,7 @@ class Drain:
         self._requests = requests
         self._delay_seconds = delay_seconds
         self._grace_seconds = grace_seconds
+        self._begun: float | None = None
 
     @property
     def has_begun(self) -> bool:
@@ -50,6 +53,13 @@ class Drain:
         """What is left of the grace period when running texts are cut short."""
         return min(MAX_MARGIN_SECONDS, self._grace_seconds * MARGIN_SHARE)
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the process has to have ended; no end is known before a signal."""
+        if self._begun is None:
+            return math.inf
+        return max(0.0, self._begun + self._grace_seconds - time.monotonic())
+
     async def run(self, *, is_ready: Callable[[], bool]) -> None:
         """Go through the phases; return when all is answered, or cannot be in time.
 
@@ -58,7 +68,7 @@ class Drain:
                 there is nothing to wait for.
         """
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        started, self._begun = loop.time(), time.monotonic()
         margin = self.margin_seconds
         if self._delay_seconds and is_ready():
             self.phase = Phase.DELAYING

@@ -103,6 +103,8 @@ async def _pass_on(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ClientDisconnect):  # _pass_on's, a layer further out
+        raise error
     return _response(request, 500, "internal error; the server's log has the details")
 
 

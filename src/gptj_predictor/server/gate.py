@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
+from kserve.errors import InvalidInput
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptj_predictor.server.admission import Admission, QueueFullError
+from gptj_predictor.server.active_requests import ActiveRequests
+from gptj_predictor.server.admission import QueueFullError
 from gptj_predictor.server.callers import caller_of
 from gptj_predictor.server.drain import Drain, Phase
+from gptj_predictor.server.http_requests import timeout_seconds
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, refuse
 
 #: Calls that generate text, and so wait in the queue.
@@ -21,9 +25,9 @@ class Gate:
     Requests that it lets in are counted, so that the server ends when the last one is answered.
     """
 
-    def __init__(self, app: ASGIApp, admission: Admission, drain: Drain) -> None:
+    def __init__(self, app: ASGIApp, requests: ActiveRequests, drain: Drain) -> None:
         self._app = app
-        self._admission = admission
+        self._requests = requests
         self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -37,7 +41,7 @@ class Gate:
             return
         if GENERATION_PATHS.fullmatch(scope["path"]):
             try:
-                self._admission.check(caller_of(scope))
+                self._check(scope)
             except QueueFullError as error:
                 await refuse(scope, send, 429, str(error), error.refusal, error.retry_after)
                 return
@@ -46,6 +50,10 @@ class Gate:
             await self._app(scope, receive, self._closing(send))
         finally:
             self._drain.num_open -= 1
+
+    def _check(self, scope: Scope) -> None:
+        with suppress(InvalidInput):  # the route says so
+            self._requests.check(caller_of(scope), timeout_seconds(scope))
 
     def _closing(self, send: Send) -> Send:
         """Close the connection after an answer that was given while the server drains."""

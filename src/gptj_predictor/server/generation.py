@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from kserve.errors import InvalidInput
@@ -41,10 +41,24 @@ class GenerationRequest:
 
 @dataclass(frozen=True)
 class GenerationCall:
-    """A request and what may end it early."""
+    """A request, what may end it early, and what has come of it.
+
+    Attributes:
+        request: What is asked for.
+        active: What may end it early.
+        handles: Its sequences in the engine, instance by instance.
+        texts: Theirs, once all have ended.
+    """
 
     request: GenerationRequest
     active: ActiveRequest
+    handles: list[Handle] = field(default_factory=list)
+    texts: list[GeneratedText] = field(default_factory=list)
+
+    @property
+    def timelines(self) -> list[Timeline]:
+        """How far each sequence has come."""
+        return [one.timeline for one in self.texts or self.handles]
 
 
 @dataclass(frozen=True)
@@ -170,6 +184,7 @@ class TextGenerator:
                 stream.cancel()
         if active.ended is not None and not any(text.num_generated_tokens for text in texts):
             raise EndedEarlyError(active.ended)
+        call.texts.extend(texts)
         rest = iter(texts)
         return [[next(rest) for _ in prompt.params] for prompt in prompts]
 
@@ -179,6 +194,7 @@ class TextGenerator:
         stream = _TextStream(self._tokenizer, prompt, params, call)
         caller = call.active.caller
         stream.handle = self.engine.submit(prompt.token_ids, params, stream.put, caller)
+        call.handles.append(stream.handle)
         return stream
 
 
@@ -234,7 +250,10 @@ class _TextStream:
         """Wait for the end, or for a stop string, and return the text."""
         parts, num_tokens = [], 0
         while self._finish_reason is None:
-            for event in await self._batches.get():
+            batch = await self._batches.get()
+            if self._active.ended is FinishReason.CANCELLED:
+                raise EndedEarlyError(FinishReason.CANCELLED)  # nobody reads the text
+            for event in batch:
                 self._finish_reason = event.finish_reason
                 if event.finish_reason is FinishReason.ERROR:
                     raise _failed(event)

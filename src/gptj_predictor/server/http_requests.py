@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 
 from kserve.errors import InvalidInput
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Scope
 
 from gptj_predictor.engine.request import FinishReason
 from gptj_predictor.server.active_requests import ActiveRequest, ActiveRequests
 from gptj_predictor.server.callers import caller_of
+from gptj_predictor.server.middleware import header
 
 #: Seconds that a client gives its request.
-TIMEOUT_HEADER = "x-request-timeout"
+TIMEOUT_HEADER = b"x-request-timeout"
 
 
 @asynccontextmanager
@@ -28,7 +30,7 @@ async def active_request(
         QueueFullError: the queue has no room.
         ClientDisconnect: the client has gone; there is nobody to answer.
     """
-    with requests.begin(caller_of(request.scope), _timeout_seconds(request)) as active:
+    with requests.begin(caller_of(request.scope), timeout_seconds(request.scope)) as active:
         watch = asyncio.create_task(_end_when_gone(request, active))
         try:
             yield active
@@ -44,14 +46,18 @@ async def _end_when_gone(request: Request, active: ActiveRequest) -> None:
     active.end(FinishReason.CANCELLED)
 
 
-def _timeout_seconds(request: Request) -> float | None:
-    given = request.headers.get(TIMEOUT_HEADER)
-    if given is None:
-        return None
+def timeout_seconds(scope: Scope) -> float:
+    """What the client gives its request; infinite if it does not say.
+
+    Raises:
+        InvalidInput: the header makes no sense.
+    """
+    given = header(scope, TIMEOUT_HEADER, b"inf").decode("latin-1")
     try:
         seconds = float(given)
     except ValueError:
         seconds = 0
     if not seconds > 0:  # NaN is not either
-        raise InvalidInput(f"{TIMEOUT_HEADER}: {given[:60]!r} is not allowed; use seconds above 0")
+        name = TIMEOUT_HEADER.decode()
+        raise InvalidInput(f"{name}: {given[:60]!r} is not allowed; use seconds above 0")
     return seconds

@@ -2,13 +2,26 @@
 
 kserve's parser would end the process over our commands and flags, and its errors repeat the whole
 usage. So it is imported here first, with no command line to see, and gets its flags afterwards.
+
+With it comes fastapi, and with that ``opentelemetry.propagate``, which cannot be imported while
+``OTEL_PROPAGATORS`` names a propagator that is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
+import os
 import sys
+
+_bad_propagators: str | None = None
+try:
+    importlib.import_module("opentelemetry.propagate")
+except Exception as error:
+    if os.environ.pop("OTEL_PROPAGATORS", None) is None:
+        raise
+    _bad_propagators = str(error)
 
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
@@ -37,3 +50,5 @@ def use_flags(flags: argparse.Namespace) -> None:
             logger.addHandler(handler)
         logger.setLevel(kserve_logging.logger.level)
         logger.propagate = False
+    if _bad_propagators is not None:
+        logger.warning("OTEL_PROPAGATORS is left out: %s", _bad_propagators)

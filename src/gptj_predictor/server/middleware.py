@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -14,7 +13,6 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gptj_predictor.server.callers import CALLER, caller_of
 
@@ -31,6 +29,7 @@ RETRY_AFTER_SECONDS = 5
 
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
+_GENERATION = "gptj_predictor.generation"
 _TEXTS = "gptj_predictor.texts"
 
 #: The refusal of a client that has gone before its answer.
@@ -43,19 +42,22 @@ def request_middleware(
     gate: Callable[[ASGIApp], ASGIApp],
     count: Callable[[ASGIApp], ASGIApp],
     *,
+    trace: Callable[[ASGIApp], ASGIApp] | None = None,
     log_prompts: bool = False,
 ) -> ASGIApp:
-    """Wrap an application: the id outermost, the counts, the log line, the gate, the body's limit.
+    """Wrap an application: id, span if there are traces, counts, log line, gate, the body's limit.
 
     Args:
         app: What is wrapped.
         max_body_bytes: Size of a request's body.
         gate: Wraps an application with what lets requests in.
         count: Wraps one with what counts requests.
+        trace: Wraps one with what makes a span of each request.
         log_prompts: Whether the log gets prompts and texts.
     """
     logged = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
-    return RequestId(count(logged))
+    inner = count(logged)
+    return RequestId(inner if trace is None else trace(inner))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:
@@ -78,6 +80,16 @@ def note_refusal(scope: Scope, refusal: str) -> None:
 def refusal_of(scope: Scope) -> str | None:
     """What :func:`note_refusal` left."""
     return scope.get(_REFUSAL)
+
+
+def note_generation(scope: Scope, call: object) -> None:
+    """Leave a request's ``GenerationCall`` for its span."""
+    scope[_GENERATION] = call
+
+
+def generation_of(scope: Scope) -> Any:
+    """What :func:`note_generation` left, if anything."""
+    return scope.get(_GENERATION)
 
 
 async def refuse(
@@ -259,49 +271,3 @@ def _set_request_id(target: Scope | Message, request_id: str) -> None:
     """Make it the only one in a request's scope or a response's first message."""
     others = [item for item in target.get("headers", []) if item[0].lower() != b"x-request-id"]
     target["headers"] = [*others, (b"x-request-id", request_id.encode())]
-
-
-def receive_deadline(seconds: float) -> type[HttpToolsProtocol]:
-    """uvicorn's HTTP protocol, closing a connection whose request does not arrive in time.
-
-    uvicorn limits only the pause between requests; a client that sends its headers or its body a
-    byte at a time would hold a connection for ever.
-    """
-
-    class DeadlineProtocol(HttpToolsProtocol):
-        _deadline: asyncio.TimerHandle | None = None
-
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self.access_log = False  # RequestLog logs, with the reason and the request id
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._start_deadline()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_deadline()
-            super().connection_lost(exc)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._start_deadline()
-
-        def on_message_complete(self) -> None:
-            self._stop_deadline()
-            super().on_message_complete()
-
-        def _start_deadline(self) -> None:
-            self._stop_deadline()
-            self._deadline = self.loop.call_later(seconds, self._close)
-
-        def _stop_deadline(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _close(self) -> None:
-            logger.warning("a request did not arrive within %g s; connection closed", seconds)
-            self.transport.close()
-
-    return DeadlineProtocol

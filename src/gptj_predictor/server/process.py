@@ -10,7 +10,7 @@ import signal
 from argparse import Namespace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kserve
 from kserve.protocol.rest.server import RESTServer
@@ -22,14 +22,18 @@ from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
+from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.metrics import MetricsCollector
-from gptj_predictor.server.middleware import receive_deadline, request_middleware
+from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
 from gptj_predictor.server.tls import CertificateFiles
 from gptj_predictor.settings import ServerSettings
+
+if TYPE_CHECKING:  # OpenTelemetry's SDK is imported only where there are traces
+    from gptj_predictor.server.trace_export import TraceExport
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,9 @@ WATCH_SECONDS = 0.25
 
 #: Seconds in which those that wait for a lost engine get their answers.
 LAST_ANSWERS_SECONDS = 1.0
+
+#: Seconds, at most and within the grace period, in which the last traces are exported.
+LAST_TRACES_SECONDS = 1.0
 
 
 class PredictorRESTServer(RESTServer):
@@ -56,8 +63,8 @@ class PredictorRESTServer(RESTServer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._certificate = certificate
-        self.config.http = receive_deadline(receive_timeout_seconds)
-        self.config.ws = "none"
+        self.config.http = limited_protocol(receive_timeout_seconds)
+        self.config.ws = "none"  # an upgrade would go past all limits
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
         # uvicorn would close the port at once; see Drain.
@@ -90,6 +97,7 @@ class PredictorServer(kserve.ModelServer):
         phases: Phases,
         *,
         access: Access,
+        traces: TraceExport | None = None,
     ) -> None:
         """Set up; nothing listens yet.
 
@@ -100,6 +108,7 @@ class PredictorServer(kserve.ModelServer):
             settings: The server's.
             phases: How long the start has taken so far.
             access: Who may ask.
+            traces: Where spans go, if there are any.
         """
         super().__init__(
             http_port=flags.http_port,
@@ -118,6 +127,7 @@ class PredictorServer(kserve.ModelServer):
         self._predictor = predictor
         self._drain = drain
         self._flags = flags
+        self._traces = traces
         self._access = access
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
@@ -137,13 +147,15 @@ class PredictorServer(kserve.ModelServer):
             MetricsCollector(predictor, drain, counts, phases, settings.metrics_compat)
         )
         count = partial(CountRequests, counts=counts)
-        gate = partial(Gate, admission=predictor.requests.admission, drain=drain)
+        trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
+        gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,
                 settings.max_body_bytes,
                 lambda inner: access.guard(gate(inner)),
                 count,
+                trace=trace,
                 log_prompts=settings.log_prompts,
             ),
             self.dataplane,
@@ -173,6 +185,9 @@ class PredictorServer(kserve.ModelServer):
                 runner.run(self._serve_all())
         except SystemExit as error:  # uvicorn's way to say that it cannot listen, logged by it
             raise OSError(f"cannot listen on HTTP port {self.http_port}") from error
+        finally:
+            if self._traces is not None:
+                self._traces.stop(min(LAST_TRACES_SECONDS, self._drain.seconds_left))
         if self._trouble is not None:
             raise EngineDeadError(self._trouble)
 

@@ -34,6 +34,8 @@ def create_app(
         version=__version__,
         docs_url="/docs" if docs else None,
         redoc_url=None,
+        # Its own would start by variables, and end the server where these cannot be followed.
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     app.add_api_route("/", dataplane.live, methods=["GET"])
     app.add_api_route("/metrics", metrics_handler, methods=["GET"])

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 
 from gptj_predictor.server.generation import GenerationCall
 from gptj_predictor.server.http_requests import active_request
-from gptj_predictor.server.middleware import note_texts
+from gptj_predictor.server.middleware import note_generation, note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
@@ -41,6 +41,7 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
             generation = parse_request(body, predictor.defaults, predictor.limits)
             note_texts(request.scope, generation.prompts)
             call = GenerationCall(generation, active)
+            note_generation(request.scope, call)
             texts, _ = await dataplane.infer(model_name, call, dict(request.headers))
         generated = [[one.text for one in sequences] for sequences in texts]
         note_texts(request.scope, generation.prompts, generated)

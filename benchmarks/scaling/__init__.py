@@ -1,0 +1,1 @@
+"""The parts of ``autoscaling.py``: a simulation of replicas under an autoscaler."""
