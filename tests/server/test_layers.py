@@ -14,13 +14,13 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
-    "trace_export",
-    "traces",
-    "http_protocol",
     "metrics",
     "metrics_vllm",
     "metrics_table",
     "request_counts",
+    "trace_export",
+    "traces",
+    "http_protocol",
     "grpc_server",
     "routes.app",
     "routes.v1",

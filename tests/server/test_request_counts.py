@@ -63,6 +63,7 @@ def ask(app: CountRequests, method: str = "POST", path: str = PATH) -> list[str]
         (429, Refusal.QUEUED_REQUESTS, "rejected", "queued_requests"),
         (429, Refusal.QUEUED_TOKENS, "rejected", "queued_tokens"),
         (429, Refusal.CALLER_SHARE, "rejected", "caller_share"),
+        (429, Refusal.TOO_LATE, "rejected", "too_late"),
         (503, "not_ready", "rejected", "not_ready"),
         (503, "draining", "rejected", "draining"),
         (503, "out_of_memory", "rejected", "out_of_memory"),

@@ -45,7 +45,7 @@ def request_middleware(
     trace: Callable[[ASGIApp], ASGIApp] | None = None,
     log_prompts: bool = False,
 ) -> ASGIApp:
-    """Wrap an application: id, span if there are traces, counts, log line, gate, body's limit.
+    """Wrap an application: id, span if there are traces, counts, log line, gate, the body's limit.
 
     Args:
         app: What is wrapped.
@@ -56,8 +56,8 @@ def request_middleware(
         log_prompts: Whether the log gets prompts and texts.
     """
     logged = RequestLog(gate(BodyLimit(app, max_body_bytes)), log_prompts=log_prompts)
-    counted = count(logged)
-    return RequestId(counted if trace is None else trace(counted))
+    inner = count(logged)
+    return RequestId(inner if trace is None else trace(inner))
 
 
 def refusal_reason(scope: Scope, reason: str) -> None:

@@ -147,8 +147,8 @@ class PredictorServer(kserve.ModelServer):
             MetricsCollector(predictor, drain, counts, phases, settings.metrics_compat)
         )
         count = partial(CountRequests, counts=counts)
-        gate = partial(Gate, requests=predictor.requests, drain=drain)
         trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
+        gate = partial(Gate, requests=predictor.requests, drain=drain)
         self._rest = PredictorRESTServer(
             request_middleware(
                 app,

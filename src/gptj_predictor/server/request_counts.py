@@ -30,7 +30,8 @@ class Outcome(enum.StrEnum):
 #: Why requests are refused: what :func:`note_refusal` is told, or else what the status says.
 REASONS = (
     *("invalid", "too_large", "unauthenticated", "not_found", "not_ready", "draining"),
-    *("queued_requests", "queued_tokens", "caller_share", "deadline", "out_of_memory"),
+    *("queued_requests", "queued_tokens", "caller_share", "too_late"),
+    *("deadline", "out_of_memory"),
 )
 _KNOWN = frozenset(REASONS)
 _BY_STATUS = {
