@@ -37,6 +37,8 @@ def draw(rows: Sequence[Row], setup: Setup, path: Path) -> None:
         _draw_pool(third, [row for row in rows if row.study == "pool"])
         _draw_retention(fourth, [row for row in rows if row.study == "retention"])
         figure.savefig(path, metadata={"Date": None})
+        # matplotlib ends some lines with a space.
+        path.write_text("".join(f"{line.rstrip()}\n" for line in path.read_text().splitlines()))
 
 
 def _draw_target(axes: Axes, rows: list[Row], setup: Setup) -> None:
