@@ -57,6 +57,7 @@ def test_busy_server() -> None:
     assert re.search(r"health meanwhile, [1-9]\d* probes", printed)
 
 
+@pytest.mark.large
 def test_overload() -> None:
     short = ["--seconds", 2, "--capacity-seconds", 1, "--warm-up", 0.5, "--concurrency", 4]
     load = ["--times", 3, "--new-tokens", 2, 4, "--deadline", 30]
@@ -67,6 +68,7 @@ def test_overload() -> None:
     assert re.search(r"429: [1-9]\d*, p50", printed)
 
 
+@pytest.mark.large
 def test_hang_ups() -> None:
     flags = ["--flags", "--max_batch_size", 8, "--max_queued_requests", 8]
     printed = run("hang_ups.py", "--clients", 2, "--at-once", 60, *flags)
@@ -74,6 +76,7 @@ def test_hang_ups() -> None:
     assert re.search(r"60 at once: {.*429: \d+", printed)
 
 
+@pytest.mark.large
 def test_soak() -> None:
     printed = run("soak.py", "--minutes", 0.08, "--clients", 40, "--cases", 8)
     assert re.search(r"good: 200: [1-9]", printed)
@@ -93,6 +96,7 @@ def test_weight_loading(snapshot: Path) -> None:
         assert re.search(rf"{name}.* {FIGURE} GB/s", printed)
 
 
+@pytest.mark.large
 def test_pull_speed(tmp_path: Path) -> None:
     printed = run("pull_speed.py", tmp_path, "--layers", 1, "--hidden", 64, "--heads", 1)
     assert re.search(rf"pull: {FIGURE} s, peak memory {FIGURE} GB", printed)
@@ -100,6 +104,7 @@ def test_pull_speed(tmp_path: Path) -> None:
     assert list((tmp_path / "cache").rglob("*.safetensors"))
 
 
+@pytest.mark.large
 def test_two_versions(tmp_path: Path, server: RunningServer) -> None:
     """A server that runs, and one that the script starts from a source tree."""
     output = tmp_path / "pairs.json"
@@ -134,6 +139,7 @@ def test_two_versions_runs_no_other_code(tmp_path: Path) -> None:
     assert f"{tmp_path} would run" in done.stderr
 
 
+@pytest.mark.large
 def test_compare_with_peers(tmp_path: Path) -> None:
     """Without CTranslate2, which the project does not depend on."""
     output = tmp_path / "samples.json"

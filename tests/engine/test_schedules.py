@@ -173,7 +173,7 @@ def test_random_schedules(small: ReferenceModel, large: bool) -> None:
 
 
 def test_random_schedules_from_graphs(small: ReferenceModel, large: bool) -> None:
-    @settings(WHOLE_RUNS, max_examples=40 if large else 4)
+    @settings(WHOLE_RUNS, max_examples=40 if large else 2)
     @given(ARRIVALS.filter(lambda a: len(a) < 6), CANCELS, st.fixed_dictionaries(SIZES))
     def check(
         arrivals: list[tuple[int, int]], cancels: dict[int, int], sizes: dict[str, Any]

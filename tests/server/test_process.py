@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -14,6 +15,7 @@ from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from gptj_predictor.settings import GenerationParameters
+from tests.support.forked_servers import ForkedServer, ServerForks
 from tests.support.servers import (
     ENDLESS,
     HELD,
@@ -51,6 +53,8 @@ def test_not_loaded_yet(large_snapshot: Path) -> None:
         for path in READY_PATHS:
             assert server.client.get(path).status_code == 200
         assert server.predict(["a"], max_new_tokens=1)
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
 
 
 def test_sigterm_while_loading() -> None:
@@ -70,12 +74,18 @@ def test_sigterm_while_importing() -> None:
     assert b"Traceback" not in errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
-def test_signals_end_it(number: signal.Signals) -> None:
-    with RunningServer(grpc=True) as server:
-        server.wait_until_ready()
-        assert server.stop(number) == 0
-        assert "Traceback" not in server.log
+def is_ready(server: ForkedServer) -> bool:
+    return "is ready" in server.log
+
+
+def test_signals_end_an_idle_server(tmp_path: Path) -> None:
+    with ServerForks(tmp_path) as forks:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            server = forks.start()
+            wait_for(partial(is_ready, server))
+            server.send(number)
+            assert server.wait(20) == 0
+            assert "Traceback" not in server.log
 
 
 def test_weights_that_break_after_the_start_was_checked(tmp_path: Path) -> None:
@@ -166,3 +176,5 @@ def test_grpc() -> None:
                 stub.ModelInfer(pb.ModelInferRequest(model_name=NAME))
             assert missing.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert server.predict(["a"], max_new_tokens=1)
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
