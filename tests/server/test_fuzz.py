@@ -114,6 +114,8 @@ def test_bodies(fuzzed: RunningServer, large: bool) -> None:
 
 
 def check_no_leak(received: bytes, sent: bytes) -> None:
+    if b'{"openapi":' in received:
+        return  # its schemas have names, FastAPI's ValidationError among them
     for found in LEAK.finditer(received):
         assert found[0] in sent, received  # an error shows the value that is wrong
 
