@@ -258,7 +258,9 @@ def test_raw_garbage(fuzzed: RunningServer, large: bool) -> None:
             received = await exchange(fuzzed.port, data, how)
         found = re.findall(rb"HTTP/1\.1 (\d{3}) ", received)
         statuses.update([status.decode() for status in found] or ["closed"])
-        assert not [status for status in found if status >= b"500"], (data, received)
+        # The one 5xx that is meant: the time that the client gave was over.
+        meant = {b"504"} if b"x-request-timeout" in data.lower() else set()
+        assert not [s for s in found if s >= b"500" and s not in meant], (data, received)
         check_no_leak(received, data)
 
     asyncio.run(send_all())
