@@ -293,10 +293,10 @@ async def exchange(port: int, data: bytes, how: float) -> bytes:
             if not more:
                 break
             received += more
-    except ConnectionError:
-        pass
     except TimeoutError:
         assert received, data  # neither answered nor closed
+    except OSError:
+        pass  # it was closed while we sent
     finally:
         writer.close()
     return received
