@@ -88,15 +88,18 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, timeout: float | None = None) -> None:
         """End the thread after its current step; sequences that still run are cancelled.
 
         It may be started again; the prefix cache is kept.
+
+        Args:
+            timeout: Seconds to wait for the thread; it may hang.
         """
         self._stopping = True
         self._mailbox.put(lambda: None)  # it may sleep
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(timeout)
 
     @property
     def alive(self) -> bool:

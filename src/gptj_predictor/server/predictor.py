@@ -26,6 +26,9 @@ from gptj_predictor.settings import GenerationParameters, Limits
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for a step that nobody waits for any more. The process ends after it in any case.
+STOP_SECONDS = 1.0
+
 
 class GPTJPredictor(kserve.Model):
     """Serves one model; ready from the end of :meth:`start_engine` until :meth:`stop_engine`."""
@@ -74,7 +77,7 @@ class GPTJPredictor(kserve.Model):
         """Stop generating; a lost engine's thread is left as it is."""
         self.ready = False
         if self._generator is not None and not self._is_lost:
-            self._generator.engine.stop()
+            self._generator.engine.stop(timeout=STOP_SECONDS)
 
     def lose_engine(self) -> None:
         """Answer what waits for an engine that will not: it has died or hangs."""
