@@ -11,8 +11,10 @@ fair between callers                   here: ``test_a_greedy_caller_does_not_del
 deadline                               here: ``test_deadline...``
 client gone                            here: ``test_client_gone...``
 signals                                ``test_chaos``; ``test_process`` (load, idle)
-metrics                                ``test_process.test_metrics``
-logs, request ids                      ``test_contract.test_one_log_line...``, ``..request_id...``
+API keys                               ``test_access``, ``test_api_keys``; TLS: ``test_tls``
+metrics                                ``test_metrics``, ``test_request_counts``
+traces                                 ``test_traces``, ``test_trace_export``
+logs, request ids                      ``test_logs``, ``test_contract.test_one_log_line...``
 details                                here: ``test_details``
 malformed JSON ... lone surrogates     ``test_v1_parsing``, ``test_contract.test_bad_body``
 body over the limit, gzip              ``test_contract.test_body_over...``, ``test_encoded_body``
@@ -21,8 +23,10 @@ headers or body that stall             ``test_contract.test_stalled_request_is_c
 unknown model, method                  ``test_contract.test_unknown_model``, ``test_method...``
 not loaded yet                         ``test_process.test_not_loaded_yet``
 can never fit the KV cache             ``test_process.test_what_can_never_fit_the_cache``
-engine dead, device fault              ``test_dead_engine``
+out of memory in a step                ``test_faults.test_out_of_memory_in_a_prefill``
+engine dead, device fault, hanging     ``test_faults.test_faults_that_only_a_restart_mends``
 load and unload calls                  ``test_contract.test_repository_calls_are_refused``
+weights that fail their digest         ``tests/snapshot/test_cache.py``, ``test_folder.py``
 anything else                          ``test_fuzz``
 =====================================  ===========================================================
 """
