@@ -143,6 +143,6 @@ def test_preset_for_knative() -> None:
     assert predictor["scaleMetric"] == "concurrency"
     assert predictor["scaleTarget"] < predictor["containerConcurrency"]
     prefix = "autoscaling.knative.dev"
-    assert annotations[f"{prefix}/scale-down-delay"] == "10m"
+    assert annotations[f"{prefix}/scale-down-delay"] == "5m"
     assert annotations[f"{prefix}/scale-to-zero-pod-retention-period"] == "15m"
     assert predictor["minReplicas"] == 0
