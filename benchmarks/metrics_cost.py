@@ -24,7 +24,7 @@ from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.engine.stats import Meter
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.server.admission import Refusal
-from gptj_predictor.server.middleware import refuse
+from gptj_predictor.server.middleware import RequestId, refuse
 from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from serving import Server, predict
 
@@ -45,7 +45,7 @@ def main() -> None:
             f"a step with batch {batch}: {microseconds:.1f} us, "
             f"{microseconds / batch:.3f} us per sequence"
         )
-    plain, counted = request_cost(answer_429, calls), request_cost(counted_429(), calls)
+    plain, counted = request_cost(RequestId(answer_429), calls), request_cost(counted_429(), calls)
     print(f"a refused request: {plain:.1f} us, {counted:.1f} us with the counts")
     alive, scrape = scrape_costs(max(calls // 10, 1))
     print(f"a scrape: {scrape:.1f} ms, where a probe takes {alive:.1f} ms")
@@ -88,8 +88,8 @@ async def answer_429(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def counted_429() -> ASGIApp:
-    """The same with the counting around it."""
-    return CountRequests(answer_429, RequestCounts())
+    """The same with the counting around it, and what tells it the status."""
+    return RequestId(CountRequests(answer_429, RequestCounts()))
 
 
 def request_cost(app: ASGIApp, calls: int) -> float:
@@ -104,7 +104,8 @@ def request_cost(app: ASGIApp, calls: int) -> float:
     async def ask() -> float:
         started = time.thread_time()
         for _ in range(calls):
-            await app({"type": "http", "method": "POST", "path": PATH}, receive, send)
+            scope = {"type": "http", "method": "POST", "path": PATH, "headers": []}
+            await app(scope, receive, send)
         return (time.thread_time() - started) / calls
 
     return statistics.median(asyncio.run(ask()) for _ in range(ROUNDS)) * 1e6

@@ -49,10 +49,11 @@ def request(prompt: str, new_tokens: int) -> bytes:
 
 
 def send(server: RunningServer, connection: socket.socket, content: bytes) -> None:
-    """Send a request in one piece, and wait for the log line, which is the last thing of it."""
+    """Send a request in one piece; wait for the log line, and a moment for what comes after it."""
     before = server.log.count(":predict' 200")
     connection.sendall(content)
     wait_for(lambda: server.log.count(":predict' 200") > before)
+    time.sleep(0.2)
 
 
 def recorded_calls(folder: Path) -> list[Call]:

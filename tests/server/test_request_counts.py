@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 import gptj_predictor.server
 from gptj_predictor.server.admission import Refusal
-from gptj_predictor.server.middleware import CLIENT_GONE, note_refusal
+from gptj_predictor.server.middleware import CLIENT_GONE, RequestId, note_refusal
 from gptj_predictor.server.request_counts import REASONS, CountRequests, RequestCounts
 
 PATH = "/v1/models/m:predict"
@@ -47,7 +47,8 @@ def ask(app: CountRequests, method: str = "POST", path: str = PATH) -> list[str]
         assert isinstance(message, dict)
         sent.append(message["type"])
 
-    asyncio.run(app({"type": "http", "method": method, "path": path}, receive, send))
+    scope = {"type": "http", "method": method, "path": path, "headers": []}
+    asyncio.run(RequestId(app)(scope, receive, send))
     return sent
 
 

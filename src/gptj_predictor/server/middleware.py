@@ -29,6 +29,7 @@ RETRY_AFTER_SECONDS = 5
 
 _REASON = "gptj_predictor.reason"
 _REFUSAL = "gptj_predictor.refusal"
+_STATUS = "gptj_predictor.status"
 _GENERATION = "gptj_predictor.generation"
 _TEXTS = "gptj_predictor.texts"
 
@@ -80,6 +81,11 @@ def note_refusal(scope: Scope, refusal: str) -> None:
 def refusal_of(scope: Scope) -> str | None:
     """What :func:`note_refusal` left."""
     return scope.get(_REFUSAL)
+
+
+def status_of(scope: Scope) -> int | None:
+    """The status of the answer that a request has got, as :class:`RequestId` saw it."""
+    return scope.get(_STATUS)
 
 
 def note_generation(scope: Scope, call: object) -> None:
@@ -143,6 +149,7 @@ class RequestId:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope[_STATUS] = message["status"]
                 _set_request_id(message, request_id)
             await send(message)
 
@@ -167,23 +174,17 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 500
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        is_gone = False
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send)
         except ClientDisconnect:
-            status = 499
+            is_gone = True
             note_refusal(scope, CLIENT_GONE)
         except Exception:
             request_id = _request_id(scope)
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
+            status = 499 if is_gone else status_of(scope) or 500
             _log(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import enum
 import time
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.engine.stats import REQUEST_SECONDS, Histogram
 from gptj_predictor.server.gate import GENERATION_PATHS
-from gptj_predictor.server.middleware import CLIENT_GONE, refusal_of
+from gptj_predictor.server.middleware import CLIENT_GONE, refusal_of, status_of
 
 
 class Protocol(enum.StrEnum):
@@ -116,19 +116,11 @@ class CountRequests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status: int | None = None
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send)
         finally:
             seconds = time.perf_counter() - started
-            self._counts.add(protocol, status, refusal_of(scope), seconds)
+            self._counts.add(protocol, status_of(scope), refusal_of(scope), seconds)
 
 
 def _protocol(scope: Scope) -> Protocol | None:

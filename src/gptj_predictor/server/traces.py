@@ -20,11 +20,11 @@ from opentelemetry import propagate
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_context
 from opentelemetry.util.types import AttributeValue
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.engine.request import Timeline
 from gptj_predictor.server.generation import GenerationCall
-from gptj_predictor.server.middleware import QUIET_PATHS, generation_of, refusal_of
+from gptj_predictor.server.middleware import QUIET_PATHS, generation_of, refusal_of, status_of
 
 #: Probes and scrapes come every few seconds and have no span.
 UNTRACED_PATHS = re.compile(rf"{QUIET_PATHS.pattern}|/v2/models/[^/]+/ready")
@@ -72,18 +72,10 @@ class TraceRequests:
         if not span.is_recording():
             await self._app(scope, receive, send)
             return
-        status = None
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send)
         finally:
-            self._end(span, scope, status, clock)
+            self._end(span, scope, clock)
 
     def _generates(self, scope: Scope) -> bool:
         return scope["method"] == "POST" and scope["path"] == self._generation_path
@@ -114,7 +106,8 @@ class TraceRequests:
             start_time=start,
         )
 
-    def _end(self, span: Span, scope: Scope, status: int | None, clock: _Clock) -> None:
+    def _end(self, span: Span, scope: Scope, clock: _Clock) -> None:
+        status = status_of(scope)
         route = getattr(scope.get("route"), "path_format", None)
         if route is not None:
             span.set_attribute("http.route", route)
