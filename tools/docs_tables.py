@@ -23,8 +23,8 @@ from transformers import GPTJConfig
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, spelling
 from gptj_predictor.common.phases import Phase
-from gptj_predictor.devices.memory import activation_bytes
 from gptj_predictor.engine.request import Failure, FinishReason
+from gptj_predictor.launch import step_bytes
 from gptj_predictor.server import metrics_vllm
 from gptj_predictor.server.metrics_table import OWN_METRICS
 from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
@@ -40,7 +40,7 @@ from gptj_predictor.settings import (
     SnapshotSettings,
 )
 from gptj_predictor.settings.metadata import Switch, allowed_values, default_in_words, marker
-from gptj_predictor.snapshot.layout import NetworkLayout, inner_size
+from gptj_predictor.snapshot.layout import NetworkLayout
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/api.md", "docs/configuration.md", "docs/operations.md")
@@ -148,21 +148,13 @@ CONTEXT_BYTES = 2**30
 
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
-    config, value_bytes, settings = GPTJConfig(), 2, ServerSettings()
-    layout = NetworkLayout(config)
-    weights = sum(layout.part_bytes(torch.float16))
-    activations = activation_bytes(
-        tokens=GPU_PREFILL_TOKENS,
-        logit_rows=settings.max_batch_size,
-        hidden=config.n_embd,
-        inner=inner_size(config),
-        vocabulary=config.vocab_size,
-        value_bytes=value_bytes,
-    )
+    config, dtype, settings = GPTJConfig(), torch.float16, ServerSettings()
+    weights = sum(NetworkLayout(config).part_bytes(dtype))
+    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
+    token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
     rows = []
     for card, gib in CARDS.items():
-        left = int(gib * 2**30) - CONTEXT_BYTES - weights - activations
-        token_bytes = 2 * config.n_layer * config.n_embd * value_bytes
+        left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
         most = settings.max_batch_size * config.n_positions
         tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
         together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]

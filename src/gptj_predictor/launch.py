@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import GPTJConfig
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
@@ -147,13 +148,8 @@ class LaunchPlan:
         max_prefill_tokens = settings.max_prefill_tokens or (
             GPU_PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS
         )
-        activations = activation_bytes(
-            tokens=max_prefill_tokens,
-            logit_rows=settings.max_batch_size,
-            hidden=config.n_embd,
-            inner=inner_size(config),
-            vocabulary=config.vocab_size,
-            value_bytes=self.dtype.itemsize,
+        activations = step_bytes(
+            config, self.dtype, tokens=max_prefill_tokens, logit_rows=settings.max_batch_size
         )
         return EngineConfig(
             max_batch_size=settings.max_batch_size,
@@ -175,3 +171,15 @@ class LaunchPlan:
         if device.type == "cuda":
             return int((free_bytes(device) - activations) * self.settings.kv_cache_share)
         return min(CPU_KV_CACHE_LIMIT_BYTES, int(free_bytes(device) * CPU_KV_CACHE_SHARE))
+
+
+def step_bytes(config: GPTJConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
+    """Memory that a step of a network takes at most; see :func:`activation_bytes`."""
+    return activation_bytes(
+        tokens=tokens,
+        logit_rows=logit_rows,
+        hidden=config.n_embd,
+        inner=inner_size(config),
+        vocabulary=config.vocab_size,
+        value_bytes=dtype.itemsize,
+    )
