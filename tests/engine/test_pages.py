@@ -130,6 +130,46 @@ def test_room_reserved_for_one_is_given_to_another_in_need() -> None:
     assert sum(count for _, count in modest.extents(40)) == 40
 
 
+def test_a_sequence_lies_in_one_piece_among_idle_pages() -> None:
+    """In a full cache too, whatever the order in which its pages were let go."""
+    pages = Pages(64)
+    draw = random.Random(0)
+    lengths = [draw.randint(3, 6) * SIZE for _ in range(100)]
+    running: list[PageTable] = []
+    for number, length in enumerate(lengths):
+        if len(running) == 4:
+            pages.allocator.release(running.pop(draw.randrange(4)))
+        running.append(pages.filled([number] * length))
+        assert len(running[-1].extents(length)) == 1
+        pages.check(running)
+
+
+def test_reserved_room_is_not_evicted_before_it_is_used() -> None:
+    pages = Pages(8)
+    left, right = [list(range(start, start + 8)) for start in (0, 100)]
+    for table in [pages.filled(tokens) for tokens in (left, right)]:
+        pages.allocator.release(table)
+    table, finder = new_table(), new_table()
+    assert pages.allocator.extend(table, 4, 32)  # one page now, all eight wished for
+    assert pages.find([*right, 0], finder) == 8
+    pages.allocator.release(finder)
+    assert pages.allocator.extend(table, 16, 32)
+    assert pages.find([*right, 0]) == 0
+    assert len(table.extents(16)) == 1
+
+
+def test_a_found_page_leaves_the_room_reserved_for_another() -> None:
+    pages = Pages(8)
+    tokens = list(range(16))
+    pages.allocator.release(pages.filled(tokens))
+    table, finder = new_table(), new_table()
+    assert pages.allocator.extend(table, 4, 32)
+    found = pages.find([*tokens, 0], finder)
+    assert pages.allocator.extend(table, 32 - found, 32)
+    assert pages.allocator.num_free == 0
+    pages.check([table, finder])
+
+
 def test_prefixes_are_shared_page_by_page() -> None:
     pages = Pages(39)
     tokens = list(range(100, 119))  # four full pages and three tokens

@@ -3,11 +3,15 @@
 Pages of one sequence are neighbors where possible, because attention reads neighboring pages as one
 stretch of memory. So a sequence starts where there is room for its maximum length. That room is
 reserved: other sequences use it only when no other page is free.
+
+A page that the prefix cache retains is not free when its last table lets it go: it is idle, and
+evicted when it is handed out again. Among all places that are wide enough for a sequence, it gets
+the one that was left alone longest. So room is made where evicted pages lie side by side.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -15,7 +19,7 @@ from numpy.typing import NDArray
 
 from gptj_predictor.model.kv_cache import NULL_PAGE, Extent
 
-_FREE, _RESERVED, _TAKEN = b"frt"
+_NEVER = np.iinfo(np.int64).max
 
 
 class PageTable:
@@ -52,8 +56,7 @@ class PageTable:
 class PageAllocator:
     """All pages of a KV cache; ``NULL_PAGE`` is never handed out.
 
-    A page may be in several tables. One that the prefix cache retains is not free when its last
-    table lets it go: it is idle, and evicted when its space is needed, the longest idle page first.
+    A page may be in several tables. An idle page counts as free.
     """
 
     def __init__(self, num_pages: int, page_size: int) -> None:
@@ -61,23 +64,26 @@ class PageAllocator:
         self.num_pages = num_pages
         #: Called with a retained page that is evicted.
         self.on_evict: Callable[[int], None] = lambda _: None
-        self._states = bytearray([_FREE]) * (num_pages + 1)
-        self._states[NULL_PAGE] = _TAKEN
+        self._num_free = num_pages
         self._holders = [0] * (num_pages + 1)
-        self._num_blank = num_pages  # free or reserved
         self._retained: set[int] = set()
-        self._idle: OrderedDict[int, None] = OrderedDict()  # retained, in no table
-        self._reserved: dict[PageTable, range] = {}  # the pages after a table's last one
+        #: ``[num_pages + 1]``: when an idle page was let go, 0 if blank, ``_NEVER`` if in a table.
+        self._idle_since = np.zeros(num_pages + 1, dtype=np.int64)
+        self._idle_since[NULL_PAGE] = _NEVER
+        self._clock = 0  # how often a page became idle
+        #: ``[num_pages + 1]``: whether a page is in a reservation.
+        self._is_reserved = np.zeros(num_pages + 1, dtype=np.bool_)
+        self._reservations: dict[PageTable, range] = {}  # the pages after a table's last one
 
     @property
     def num_free(self) -> int:
         """Pages that can be handed out now, idle ones included."""
-        return self._num_blank + len(self._idle)
+        return self._num_free
 
     @property
     def num_used(self) -> int:
         """Pages that are in tables."""
-        return self.num_pages - self.num_free
+        return self.num_pages - self._num_free
 
     @property
     def max_tokens(self) -> int:
@@ -95,21 +101,19 @@ class PageAllocator:
             Whether there were enough pages; if not, nothing was handed out.
         """
         wanted = self.pages_for(num_tokens) - len(table.pages)
-        if wanted > self.num_free:
+        if wanted > self._num_free:
             return False
         for _ in range(wanted):
             page = self._next_page(table, self.pages_for(max_tokens) - len(table.pages))
-            self._states[page] = _TAKEN
-            self._num_blank -= 1
-            self._holders[page] = 1
-            table.append(page)
+            if page in self._retained:
+                self._retained.discard(page)
+                self.on_evict(page)
+            self._hold(table, page)
         return True
 
     def share(self, table: PageTable, page: int) -> None:
         """Append a page that is in other tables or idle."""
-        self._idle.pop(page, None)
-        self._holders[page] += 1
-        table.append(page)
+        self._hold(table, page)
 
     def release(self, table: PageTable) -> None:
         """Take back all pages of a table, the last one first, so that it is evicted first.
@@ -122,22 +126,19 @@ class PageAllocator:
                 raise ValueError(f"page {page} is not handed out")
             self._holders[page] -= 1
             if not self._holders[page]:
-                if page in self._retained:
-                    self._idle[page] = None
-                else:
-                    self._blank(page)
+                self._num_free += 1
+                self._clock += 1
+                self._idle_since[page] = self._clock if page in self._retained else 0
         self._unreserve(table)
         table.pages = []
 
     def retain(self, page: int) -> None:
-        """Do not free a page when its last table lets it go."""
+        """Keep what a page holds when its last table lets it go."""
         self._retained.add(page)
 
     def drop_retained(self) -> None:
-        """Retain no page any more; idle ones are free."""
-        for page in self._idle:
-            self._blank(page)
-        self._idle.clear()
+        """Retain no page any more; idle ones are blank."""
+        self._idle_since[self._idle_since < _NEVER] = 0
         self._retained.clear()
 
     def check_invariants(self, tables: Iterable[PageTable]) -> None:
@@ -145,50 +146,52 @@ class PageAllocator:
         holders = Counter(page for table in tables for page in table.pages)
         assert NULL_PAGE not in holders
         assert self._holders == [holders[page] for page in range(self.num_pages + 1)]
-        assert set(self._idle) == {page for page in self._retained if not self._holders[page]}
+        assert self.num_used == len(holders)
         for page in range(1, self.num_pages + 1):
-            taken = self._holders[page] > 0 or page in self._idle
-            assert taken == (self._states[page] == _TAKEN)
-        assert self._num_blank == sum(state != _TAKEN for state in self._states)
+            is_idle = 0 < self._idle_since[page] < _NEVER
+            assert (self._idle_since[page] == _NEVER) == (self._holders[page] > 0)
+            assert is_idle == (page in self._retained and not self._holders[page])
+        reserved = Counter(page for pages in self._reservations.values() for page in pages)
+        assert set(reserved.values()) <= {1}
+        assert set(reserved) == set(np.flatnonzero(self._is_reserved))
+
+    def _hold(self, table: PageTable, page: int) -> None:
+        if not self._holders[page]:
+            self._num_free -= 1
+            self._idle_since[page] = _NEVER
+        self._holders[page] += 1
+        table.append(page)
 
     def _next_page(self, table: PageTable, wish: int) -> int:
-        reserved = self._reserved.get(table, range(0))
-        if reserved and self._states[reserved.start] == _RESERVED:
-            self._reserved[table] = reserved[1:]
-            return reserved.start
-        self._unreserve(table)
-        run = self._find_run(wish)
-        if run:
-            self._states[run.start : run.stop] = bytes([_RESERVED]) * len(run)
-            self._reserved[table] = run[1:]
-            return run.start
-        return self._states.index(_RESERVED)  # only pages reserved for others are left
+        reserved = self._reservations.get(table, range(0))
+        if not reserved or self._holders[reserved.start]:
+            self._unreserve(table)
+            reserved = self._find_run(wish)
+            if not reserved:  # only pages reserved for others are left
+                return int(self._idle_since.argmin())
+            self._is_reserved[reserved.start : reserved.stop] = True
+        self._is_reserved[reserved.start] = False
+        self._reservations[table] = reserved[1:]
+        return reserved.start
 
     def _find_run(self, wish: int) -> range:
-        """The longest run of free pages up to ``wish``; evicts at most as many pages to make it."""
-        evictable = wish
-        while wish:
-            start = self._states.find(bytes([_FREE]) * wish)
-            if start >= 0:
-                return range(start, start + wish)
-            if evictable and self._idle:
-                evictable -= 1
-                self._evict_oldest()
-            else:
-                wish //= 2
-        return range(0)
+        """Of the runs of ``wish`` free pages the one that was left alone longest.
 
-    def _evict_oldest(self) -> None:
-        page, _ = self._idle.popitem(last=False)
-        self._retained.discard(page)
-        self._blank(page)
-        self.on_evict(page)
-
-    def _blank(self, page: int) -> None:
-        self._states[page] = _FREE
-        self._num_blank += 1
+        If no run is that long, of those half as long, and so on; empty if all is reserved. Blank
+        pages count as left alone for ever.
+        """
+        run, size = range(0), 1
+        # The latest time at which one of the ``size`` pages from each page on was let go.
+        latest = np.where(self._is_reserved, _NEVER, self._idle_since)
+        while latest.size and latest[start := int(latest.argmin())] < _NEVER:
+            run = range(start, start + size)
+            step = min(size, wish - size)
+            if not step:
+                break
+            latest = np.maximum(latest[:-step], latest[step:])
+            size += step
+        return run
 
     def _unreserve(self, table: PageTable) -> None:
-        for page in self._reserved.pop(table, ()):
-            if self._states[page] == _RESERVED:
-                self._states[page] = _FREE
+        pages = self._reservations.pop(table, range(0))
+        self._is_reserved[pages.start : pages.stop] = False

@@ -1,8 +1,9 @@
 """Finds pages that hold the beginning of a prompt already.
 
 A full page is known by its tokens and by the page before it. So cached pages form a tree of
-prefixes, and sequences that begin alike share them. No page outlives the one before it, because a
-table lets its last page go first (:meth:`PageAllocator.release`).
+prefixes, and sequences that begin alike share them. A table lets its last page go first
+(:meth:`PageAllocator.release`), so the end of a prefix goes before its beginning. A page that is
+left although the one before it is gone is never found, and goes in its turn.
 """
 
 from __future__ import annotations
