@@ -160,7 +160,10 @@ class ModelRoot:
         if since is None:
             return "it has just ended"
         owner = SoftFileLease(self.lock_path, lease_duration=LEASE_SECONDS).owner
-        who = f"{owner.hostname} (process {owner.pid})" if owner is not None else "someone"
+        who = "someone"
+        if owner is not None:
+            # filelock adds the PID namespace, because two containers may have the same process ids.
+            who = f"{owner.hostname.partition('?pidns-')[0]} (process {owner.pid})"
         size = readable(self.unfinished_bytes())
         return f"{who}, last sign of life {since:.0f} s ago, {size} so far"
 
