@@ -91,6 +91,26 @@ def test_gpu_and_region_are_in_every_term() -> None:
     assert "matchFields" in terms[1]
 
 
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [(0, None), (1, "cuda:0"), (2, "cuda:0,cuda:1"), (3, "cuda:0,cuda:1,cuda:2")],
+)
+def test_the_requested_gpus_are_named(count: int, devices: str | None) -> None:
+    """With none that can be used the server ends, and does not serve on the CPU."""
+    release = render({"gpu": {"count": count}, "benchmark": {"batchSize": 1}}, MANY)
+    [benchmark] = release.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
+    [pull] = release.one("Job", "pull")["spec"]["template"]["spec"]["containers"]
+    assert "--device" not in pull["args"]
+    for container in (release.container, benchmark):
+        args = container["args"]
+        assert args.count("--device") == (devices is not None)
+        if devices:
+            assert args[args.index("--device") + 1] == devices
+            assert len(devices.split(",")) == int(
+                container["resources"]["limits"]["nvidia.com/gpu"]
+            )
+
+
 def test_gpus() -> None:
     assert render().container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     none = render({"gpu": {"count": 0}, "benchmark": {"batchSize": 1}}, MANY)

@@ -22,9 +22,21 @@ cards in gpu.labelValues are of these two.
 {{- ternary "fp16" .Values.model.precision (and $old (eq .Values.model.precision "auto")) -}}
 {{- end }}
 
+{{/*
+The GPUs of the container, all of them by name. With "auto" a process that finds none would run on the
+CPU, and hold the GPUs all the same.
+*/}}
+{{- define "gptj.deviceArgs" -}}
+{{- $devices := list -}}
+{{- range until (int .Values.gpu.count) -}}
+{{- $devices = append $devices (printf "cuda:%d" .) -}}
+{{- end -}}
+{{- ternary (list "--device" (join "," $devices)) list (gt (len $devices) 0) | toJson -}}
+{{- end }}
+
 {{- define "gptj.serveArgs" -}}
 {{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) "--enable_grpc" "false" -}}
-{{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) -}}
+{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) -}}
 {{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
 {{- $args = concat $args (include "gptj.metricsArgs" . | fromJsonArray) -}}
 {{- range $flag, $value := dict "--max_queued_requests" .Values.queue.maxRequests "--max_queued_tokens" .Values.queue.maxTokens -}}
@@ -79,7 +91,7 @@ of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
-{{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
+{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
 {{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
 {{- concat $args (list "--output" (printf "/mnt/models/benchmarks/%s-%s" (include "gptj.name" .) $hash) "--resume") | toJson -}}
