@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.chart_values import EVERYTHING, MANY
-from tests.support.charts import Release, render
+from tests.support.chart_values import EVERYTHING, MANY, MODES
+from tests.support.charts import Object, Release, Values, render
 
 
 @pytest.mark.slow
@@ -109,6 +109,29 @@ def test_the_requested_gpus_are_named(count: int, devices: str | None) -> None:
             assert len(devices.split(",")) == int(
                 container["resources"]["limits"]["nvidia.com/gpu"]
             )
+
+
+TAINT = {"key": "amd.com/gpu", "operator": "Exists"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "tolerate", "predictor"),
+    [("standard", False, True), ("knative", False, False), ("knative", True, True)],
+)
+@pytest.mark.parametrize("given", [[], [TAINT], [{"key": "a"}]])
+def test_the_taint_of_gpu_nodes(
+    mode: str, tolerate: bool, predictor: bool, given: list[Object]
+) -> None:
+    """Knative's predictor needs a flag for it; all other pods tolerate it without a word."""
+    gpu = {"resource": "amd.com/gpu", "tolerateTaint": tolerate}
+    values: Values = {"gpu": gpu, "benchmark": {"batchSize": 1}, "tolerations": given}
+    release = render(MODES[mode], MANY, values)
+    wanted = given if TAINT in given else [*given, TAINT]
+    assert release.predictor.get("tolerations", []) == (wanted if predictor else given)
+    others = [pod for pod in release.pods() if pod != release.predictor]
+    assert [pod["tolerations"] for pod in others] == [wanted] * 3
+    none = render(MODES[mode], MANY, values, {"gpu": {"count": 0}})
+    assert [pod.get("tolerations", []) for pod in none.pods()] == [given] * 4
 
 
 def test_gpus() -> None:
