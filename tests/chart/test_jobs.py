@@ -49,6 +49,20 @@ def test_a_changed_job_is_another_job() -> None:
     assert [job["metadata"]["name"] for job in same] == names
 
 
+def test_verify_makes_another_job() -> None:
+    """The mending of a damaged model cache: any new text runs the pull again, with --verify."""
+
+    def pull(verify: object) -> tuple[str, list[str]]:
+        job = render({"download": {"verify": verify}}).one("Job")
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        return job["metadata"]["name"], container["args"]
+
+    jobs = {verify: pull(verify) for verify in ("", "2026-11-25", 'again: #2 "', 20261125, 0)}
+    assert len({name for name, _ in jobs.values()}) == 5
+    assert [verify for verify, (_, args) in jobs.items() if "--verify" not in args] == [""]
+    assert pull("")[0] == render().one("Job")["metadata"]["name"]
+
+
 def test_benchmarks_of_different_machines_are_kept_apart() -> None:
     base: Values = {"benchmark": {"batchSize": 2, "only": True}}
 

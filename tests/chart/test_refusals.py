@@ -92,6 +92,10 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"download": {"enabled": False}, "model": {"revision": "abc"}},
         "model.revision abc with download.enabled false",
     ),
+    (
+        {"download": {"enabled": False, "verify": "2026-11-25"}},
+        "download.verify 2026-11-25 with download.enabled false",
+    ),
     ({"drainDelaySeconds": 300}, "drainDelaySeconds 300: less than the 300 s of timeoutSeconds"),
     (
         merged(STANDARD, {"drainDelaySeconds": 60}),

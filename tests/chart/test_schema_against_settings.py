@@ -154,7 +154,7 @@ DERIVED = {
         "--ssl_certfile",
         "--ssl_keyfile",
     },
-    PULL: {"--dest", "--tag"},
+    PULL: {"--dest", "--tag", "--verify"},
     BENCHMARK: {"--wait_for_snapshot", "--tag", "--device", "--output", "--resume"},
 }
 
@@ -216,7 +216,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "tag",  # made from model.revision and model.precision
         "retries",
         "offline",
-        "verify",
+        "verify",  # download.verify, which is any text
         "keep_source",
     },
 }

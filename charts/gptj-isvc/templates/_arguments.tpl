@@ -82,6 +82,9 @@ little before whoever waits for it gives up.
 
 {{- define "gptj.pullArgs" -}}
 {{- $args := list "snapshot" "pull" .Values.model.id "--revision" .Values.model.revision "--precision" (include "gptj.storedPrecision" .) "--dest" "/mnt/models" -}}
+{{- if ne (toString .Values.download.verify) "" -}}
+{{- $args = append $args "--verify" -}}
+{{- end -}}
 {{- concat $args (include "gptj.tagArgs" . | fromJsonArray) | toJson -}}
 {{- end }}
 
