@@ -41,6 +41,16 @@ def test_every_container_writes_only_where_it_may(releases: dict[str, Release]) 
 
 
 @pytest.mark.slow
+def test_the_reason_of_an_end_is_in_the_pods_status(releases: dict[str, Release]) -> None:
+    """The file that the program writes to, or the log where it could not write."""
+    for release in releases.values():
+        for pod in release.pods():
+            [container] = pod["containers"]
+            assert container["terminationMessagePath"] == "/dev/termination-log"
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+@pytest.mark.slow
 def test_all_four_resources_are_set(releases: dict[str, Release]) -> None:
     for release in releases.values():
         for pod in release.pods():

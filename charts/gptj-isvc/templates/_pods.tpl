@@ -10,6 +10,16 @@ imagePullSecrets:
 {{- end }}
 
 {{/*
+Where the kubelet looks for the reason that a container ended. The program writes it to this file. If
+the program could not, as when its memory ran out, the end of the log stands in. It has no prompts,
+unless the server is told to log them.
+*/}}
+{{- define "gptj.termination" -}}
+terminationMessagePath: /dev/termination-log
+terminationMessagePolicy: FallbackToLogsOnError
+{{- end }}
+
+{{/*
 Where a pod may run, or nothing. Call: dict "root" . "gpu" BOOL, whether the pod requests GPUs,
 "predictor" BOOL, whether it is the predictor's.
 
