@@ -95,6 +95,47 @@ def test_time_to_live_and_tries() -> None:
     assert "ttlSecondsAfterFinished" not in render().one("Job")["spec"]
 
 
+def test_extra_arguments_may_be_numbers() -> None:
+    """As ``--set 'benchmark.extraArgs={--max_tokens,256}'`` makes them."""
+    given = [
+        "--max_tokens",
+        256,
+        "--a",
+        50_000_000,
+        "--b",
+        0.25,
+        "--c",
+        -3,
+        "--d",
+        True,
+        "--e",
+        "1e3",
+    ]
+    release = render({"benchmark": {"batchSize": 1, "extraArgs": given}, "extraArgs": given}, MANY)
+    [benchmark] = release.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
+    words = [
+        "--max_tokens",
+        "256",
+        "--a",
+        "50000000",
+        "--b",
+        "0.25",
+        "--c",
+        "-3",
+        "--d",
+        "true",
+        "--e",
+        "1e3",
+    ]
+    assert release.container["args"][-len(words) :] == words
+    assert benchmark["args"][-len(words) - 3 : -3] == words
+
+
+def test_the_test_leaves_no_pod_unless_it_failed() -> None:
+    annotations = render().one("Pod")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+
+
 @pytest.mark.slow
 def test_no_hooks_but_the_test(releases: dict[str, Release]) -> None:
     for release in releases.values():

@@ -1,5 +1,18 @@
 {{/* Command lines of the containers. Each template prints a JSON list of strings. */}}
 
+{{/* A list's numbers and booleans as strings. Call: LIST. A whole number of a values file is a float. */}}
+{{- define "gptj.strings" -}}
+{{- $strings := list -}}
+{{- range . -}}
+{{- $string := toString . -}}
+{{- if kindIs "float64" . -}}
+{{- $string = ternary (int64 . | toString) $string (eq (float64 (int64 .)) .) -}}
+{{- end -}}
+{{- $strings = append $strings $string -}}
+{{- end -}}
+{{- toJson $strings -}}
+{{- end }}
+
 {{/*
 The pull gives its version a tag made from revision and precision. The server and the benchmark wait
 for that tag. So after an upgrade to another revision or precision, no replica serves the old version.
@@ -49,7 +62,7 @@ CPU, and hold the GPUs all the same.
 {{- $args = concat $args (list (printf "--%s" $name) (toString $value)) -}}
 {{- end -}}
 {{- end -}}
-{{- concat $args .Values.extraArgs | toJson -}}
+{{- concat $args (include "gptj.strings" .Values.extraArgs | fromJsonArray) | toJson -}}
 {{- end }}
 
 {{/*
@@ -94,7 +107,7 @@ of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
-{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
+{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) (include "gptj.strings" .Values.benchmark.extraArgs | fromJsonArray) -}}
 {{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
 {{- concat $args (list "--output" (printf "/mnt/models/benchmarks/%s-%s" (include "gptj.name" .) $hash) "--resume") | toJson -}}
