@@ -10,6 +10,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if $problems -}}
 {{- fail (printf "these values do not fit together:\n  - %s\n" (join "\n  - " $problems)) -}}
 {{- end -}}
+{{- with include "gptj.missing" (dict "root" . "has" (.Capabilities.APIVersions | toJson | fromJsonArray)) | fromJsonArray -}}
+{{- fail (printf "this cluster lacks what these values need:\n  - %s\n" (join "\n  - " .)) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "gptj.validate.name" -}}
