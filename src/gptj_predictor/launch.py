@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
@@ -18,6 +17,7 @@ from gptj_predictor.devices.placement import find_devices, free_bytes, place
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import (
     CPU_KV_CACHE_LIMIT_BYTES,
@@ -173,7 +173,7 @@ class LaunchPlan:
         return min(CPU_KV_CACHE_LIMIT_BYTES, int(free_bytes(device) * CPU_KV_CACHE_SHARE))
 
 
-def step_bytes(config: GPTJConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
+def step_bytes(config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
     """Memory that a step of a network takes at most; see :func:`activation_bytes`."""
     return activation_bytes(
         tokens=tokens,

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig
 
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
@@ -27,7 +27,7 @@ from gptj_predictor.snapshot.load_plan import WeightFile, plan_load
 from gptj_predictor.snapshot.manifest import Manifest
 
 
-def expected_shapes(config: GPTJConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this configuration must have."""
     return {name: place.shape for name, place in NetworkLayout(config).places.items()}
 
