@@ -59,8 +59,8 @@ class Phases:
     def __str__(self) -> str:
         """All phases for the log, and the rest of the whole: ``imports 2.10 s, ...``."""
         rest = self._total - sum(self._seconds.values())
-        named: dict[str, float] = {**self._seconds, "rest": rest}
-        return ", ".join(f"{name} {took:.2f} s" for name, took in named.items())
+        parts = [f"{phase} {took:.2f} s" for phase, took in self._seconds.items()]
+        return ", ".join([*parts, f"rest {rest:.2f} s"])
 
 
 def process_seconds() -> float:
