@@ -20,12 +20,15 @@ import mmap
 import os
 import re
 import statistics
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from processes import memory_bytes
-from serving import Server, predict
+from serving import Server, environment, predict
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,6 +48,14 @@ class Start:
     peak: float
     anonymous: float
 
+
+#: What a server cannot do without, and all that it imports before it looks at a snapshot.
+LIBRARIES = "import sys; sys.argv = sys.argv[:1]; import torch, kserve"
+SERVER = """
+from gptj_predictor.cli import build_parser
+build_parser(["serve"])
+import gptj_predictor.launch, gptj_predictor.server.process
+"""
 
 HEAD = f"{'snapshot':14} {'cache':5} {'tree':24} {'alive':>6} {'ready':>6} {'token':>6} "
 HEAD += f"{'imports':>7} {'weights':>7} {'peak, GB':>8} {'anonymous':>9}"
@@ -120,6 +131,22 @@ def warm(folder: Path) -> None:
                     pass
 
 
+def measure_imports(trees: list[Path], rounds: int) -> None:
+    """Print how much longer a tree's server takes to import than torch and kserve do."""
+    programs: dict[str, tuple[str, Path | None]] = {"torch and kserve": (LIBRARIES, None)}
+    programs |= {f"server of {tree}": (SERVER, tree) for tree in trees}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for _ in range(rounds):
+        for name, (program, tree) in programs.items():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, "-c", program], env=environment(tree), check=True)
+            seconds[name].append(time.perf_counter() - started)
+    base = seconds["torch and kserve"]
+    for name, taken in seconds.items():
+        more = statistics.median(one - other for one, other in zip(taken, base, strict=True))
+        print(f"imports, {name}: {statistics.median(taken):.2f} s, {more:.2f} s more", flush=True)
+
+
 def main() -> None:
     """Run the measurements that the command line asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -128,8 +155,11 @@ def main() -> None:
     add("--trees", nargs="+", type=Path, default=[ROOT], help="source trees; default: this one")
     add("--cache", nargs="+", default=["warm"], choices=["warm", "cold"], help="of the weights")
     add("--rounds", type=int, default=1, help="starts of each kind")
+    add("--imports", type=int, default=0, help="how often to measure what importing takes alone")
     add("--flags", nargs=argparse.REMAINDER, default=[], help="of the server; comes last")
     arguments = parser.parse_args()
+    if arguments.imports:
+        measure_imports(arguments.trees, arguments.imports)
     print(HEAD, flush=True)
     for model in arguments.model:
         for cache in arguments.cache:

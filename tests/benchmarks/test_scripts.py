@@ -44,7 +44,9 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_cold_start() -> None:
-    head, line = run("cold_start.py", "--cache", "warm").splitlines()
+    *alone, head, line = run("cold_start.py", "--imports", 1).splitlines()
+    assert re.fullmatch(rf"imports, torch and kserve: {FIGURE} s, 0.00 s more", alone[0])
+    assert re.fullmatch(rf"imports, server of .*: {FIGURE} s, -?{FIGURE} s more", alone[1])
     assert head.split()[:2] == ["snapshot", "cache"]
     model, cache, tree, *figures = line.split()
     assert (model, cache) == ("demo", "warm")
