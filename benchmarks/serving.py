@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -29,9 +30,7 @@ class Server:
     """
 
     def __init__(self, *flags: object, tree: Path | None = None) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "gptj_predictor", "serve", "--enable_grpc", "false"]
         self._command += ["--http_port", str(port), *map(str, flags)]
@@ -91,6 +90,15 @@ class Server:
         path = f"/v1/models/{self.wait_for('/v1/models').json()['models'][0]}"
         self.wait_for(path)
         return path
+
+
+def free_port() -> int:
+    """A port that nothing listens on, below those that the system gives to clients."""
+    while True:
+        port = random.randrange(10_000, 32_000)  # noqa: S311 - no secret
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def connect(url: str) -> httpx.Client:

@@ -18,13 +18,13 @@ import helm_python
 import torch
 import yaml
 from pydantic import BaseModel
-from transformers import GPTJConfig
 
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, spelling
 from gptj_predictor.common.phases import Phase
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.server import metrics_vllm
 from gptj_predictor.server.metrics_table import OWN_METRICS
 from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
@@ -148,7 +148,7 @@ CONTEXT_BYTES = 2**30
 
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
-    config, dtype, settings = GPTJConfig(), torch.float16, ServerSettings()
+    config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
     weights = sum(NetworkLayout(config).part_bytes(dtype))
     step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
     token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize

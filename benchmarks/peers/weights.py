@@ -9,6 +9,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot.builder import NetworkBuilder
+from gptj_predictor.snapshot.config import parse_config
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,8 @@ def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> 
 
 def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNetwork:
     """Our network with the model's weights."""
-    builder = NetworkBuilder(config, model.dtype, Placement.on(device, config.n_layer))
+    placement = Placement.on(device, config.n_layer)
+    builder = NetworkBuilder(parse_config(config.to_dict()), model.dtype, placement)
     weights = model.state_dict()
     for name in builder.layout.places:
         builder.fill(name, weights[name])

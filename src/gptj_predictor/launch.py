@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
@@ -18,6 +18,7 @@ from gptj_predictor.devices.placement import DeviceError, find_devices, free_byt
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import (
     CPU_KV_CACHE_LIMIT_BYTES,
@@ -116,14 +117,15 @@ class LaunchPlan:
             DeviceError: the KV cache does not fit beside the weights.
         """
         torch.set_num_threads(self.threads)
-        with self.phases.measure(Phase.WEIGHTS):
-            network = load_network(
-                self.folder,
-                self.dtype,
-                self.placement,
-                check_digests=self.settings.check_digests,
-            )
-        seconds = self.phases.seconds[Phase.WEIGHTS]
+        started = time.perf_counter()
+        network = load_network(
+            self.folder,
+            self.dtype,
+            self.placement,
+            check_digests=self.settings.check_digests,
+            phases=self.phases,
+        )
+        seconds = time.perf_counter() - started
         logger.info(
             "loaded %.2f GB of weights in %.1f s (%.2f GB/s)",
             network.weight_bytes / 1e9,
@@ -204,7 +206,7 @@ def _cpu_room(activations: int) -> int:
     return free_memory() - activations - CPU_RESERVE_BYTES
 
 
-def step_bytes(config: GPTJConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
+def step_bytes(config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
     """Memory that a step of a network takes at most; see :func:`activation_bytes`."""
     return activation_bytes(
         tokens=tokens,

@@ -7,11 +7,11 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.devices import placement
 from gptj_predictor.devices.cuda_report import CudaReport, report_cuda
 from gptj_predictor.devices.placement import DeviceError, find_devices, place
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import Placement
 from gptj_predictor.snapshot.layout import NetworkLayout
 from tests.support.engines import RunningEngine, load
@@ -30,7 +30,7 @@ def place_gptj_6b(
     *,
     tied: bool = False,
 ) -> Placement:
-    sizes = NetworkLayout(GPTJConfig(tie_word_embeddings=tied)).part_bytes(dtype)
+    sizes = NetworkLayout(NetworkConfig(tie_word_embeddings=tied)).part_bytes(dtype)
     return place(sizes, devices, free, dtype=dtype, tied=tied)
 
 

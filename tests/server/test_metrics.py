@@ -38,6 +38,10 @@ LATENCY = [
 ]
 TOKENS = [1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000]  # of max_model_len 2048
 
+#: The phases of a start: all take some time, but the wait where there was none.
+LOADED = ("imports", "tokenizer", "weights_read", "weights_to_device", "kv_cache", "cuda_graphs")
+WAITED = ("snapshot_wait",)
+
 #: vLLM's metrics: type, labels, and buckets of a histogram.
 VLLM: dict[str, tuple[str, set[str], list[float]]] = {
     "vllm:num_requests_running": ("gauge", {"model_name", "engine"}, []),
@@ -91,7 +95,8 @@ def test_while_the_model_loads(loading: tuple[RunningServer, Path]) -> None:
     assert not release.exists()
     assert before.value("gptj_ready") == 0
     assert before.value("gptj_load_seconds", phase="imports") > 0
-    assert before.value("gptj_load_seconds", phase="weights") == 0
+    assert before.value("gptj_load_seconds", phase="weights_read") == 0
+    assert before.value("gptj_start_seconds") == 0
     assert own_names(before) == {metric.name for metric in SERVER_METRICS}
     assert running.post('{"instances": ["a"]}').status_code == 503
     after = Scrape.of(running)
@@ -105,8 +110,10 @@ def test_once_it_is_loaded(compatible: RunningServer) -> None:
     scrape = Scrape.of(compatible)
     assert scrape.value("gptj_ready") == 1
     assert scrape.value("gptj_draining") == 0
-    for phase in ("imports", "tokenizer", "weights", "kv_cache", "cuda_graphs"):
+    for phase in LOADED:
         assert scrape.value("gptj_load_seconds", phase=phase) > 0
+    took = sum(scrape.value("gptj_load_seconds", phase=phase) for phase in (*LOADED, *WAITED))
+    assert took <= scrape.value("gptj_start_seconds")
 
 
 def own_names(scrape: Scrape) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import threading
@@ -14,6 +15,7 @@ import pytest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
+from gptj_predictor.common.phases import Phase
 from gptj_predictor.settings import GenerationParameters
 from tests.support.forked_servers import ForkedServer, ServerForks
 from tests.support.servers import (
@@ -55,6 +57,33 @@ def test_not_loaded_yet(large_snapshot: Path) -> None:
         assert server.predict(["a"], max_new_tokens=1)
         assert server.stop() == 0
         assert "Traceback" not in server.log
+
+
+def test_what_takes_long_to_import_is_not_imported() -> None:
+    """A replica that is started from zero keeps its caller waiting; see docs/measurements.md."""
+    with RunningServer(PYTHONPROFILEIMPORTTIME="1") as server:
+        server.wait_until_ready()
+        server.predict(["one", "two"], max_new_tokens=4)
+        server.predict(["one, and the beginning of it is in the prefix cache"], max_new_tokens=2)
+        imported = {line.split("|")[-1].strip() for line in server.log.splitlines()}
+    assert {"torch", "kserve", "tokenizers", "gptj_predictor.engine.core"} <= imported
+    heavy = ("torch._dynamo", "torch._inductor", "torch.distributed.tensor", "sympy")
+    for name in (*heavy, "transformers", "accelerate"):
+        assert name not in imported
+
+
+def test_a_line_of_the_log_says_what_the_start_took() -> None:
+    with RunningServer() as server:
+        server.wait_until_ready()
+        [line] = [line for line in server.log.splitlines() if " after the process began: " in line]
+    found = re.fullmatch(r".* ready ([\d.]+) s after the process began: (.*)", line)
+    assert found is not None
+    total, parts = found.groups()
+    seconds = {name: float(took) for name, took in re.findall(r"(\w+) ([\d.]+) s", parts)}
+    assert list(seconds) == [*Phase, "rest"]
+    assert sum(seconds.values()) == pytest.approx(float(total), abs=0.05)
+    assert seconds["rest"] < 1
+    assert seconds["imports"] > 0.3
 
 
 def test_sigterm_while_loading() -> None:

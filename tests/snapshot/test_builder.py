@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPTJConfig
 
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import Placement
 from gptj_predictor.model.torch_attention import TorchAttention
 from gptj_predictor.snapshot.builder import NetworkBuilder
@@ -19,7 +19,7 @@ SHAPE: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 
 
 
 def new_builder(**more: object) -> NetworkBuilder:
-    return NetworkBuilder(GPTJConfig(**(SHAPE | more)), torch.float32, Placement.on(CPU, 2))
+    return NetworkBuilder(NetworkConfig(**(SHAPE | more)), torch.float32, Placement.on(CPU, 2))
 
 
 def test_nothing_given() -> None:
@@ -93,11 +93,11 @@ def test_what_is_packed() -> None:
 
 def test_placement_of_another_number_of_layers() -> None:
     with pytest.raises(ValueError, match="3 layers are placed, not 2"):
-        NetworkBuilder(GPTJConfig(**SHAPE), torch.float32, Placement.on(CPU, 3))
+        NetworkBuilder(NetworkConfig(**SHAPE), torch.float32, Placement.on(CPU, 3))
 
 
 def test_placement_that_parts_what_is_tied() -> None:
-    config = GPTJConfig(**SHAPE, tie_word_embeddings=True)
+    config = NetworkConfig(**SHAPE, tie_word_embeddings=True)
     other = torch.device("cpu", 0)
     with pytest.raises(ValueError, match="shares the embedding's weight"):
         NetworkBuilder(config, torch.float32, Placement(CPU, (CPU, CPU), other))

@@ -7,6 +7,7 @@ import os
 import socket
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot, in_use
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
 from gptj_predictor.snapshot.folder import SnapshotFolder
 from gptj_predictor.snapshot.load import load_network
+from gptj_predictor.snapshot.load_blocks import BlockLoader
 from gptj_predictor.snapshot.manifest import MANIFEST_FILE
 from gptj_predictor.snapshot.verify import find_damage
 from tests.support.pulling import COMMIT, MODEL_ID, ROOT, publish, run
@@ -268,10 +270,13 @@ def test_a_loading_server_keeps_its_version(
     folder = SnapshotFolder.open(version)
     seen: set[bool] = set()
 
-    def read(*_: object) -> None:
-        seen.add(remove_version(version))
+    read_block = BlockLoader._read
 
-    monkeypatch.setattr("gptj_predictor.snapshot.load_blocks.BlockLoader._read", read)
+    def read(*inputs: Any) -> Any:
+        seen.add(remove_version(version))
+        return read_block(*inputs)
+
+    monkeypatch.setattr(BlockLoader, "_read", read)
     load_network(folder, torch.float32, Placement.on(torch.device("cpu"), folder.config.n_layer))
     assert seen == {False}
     assert remove_version(version)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPTJConfig
 
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.snapshot import blocks
 from gptj_predictor.snapshot.blocks import TensorRange, block_ranges
 from gptj_predictor.snapshot.errors import SnapshotError
@@ -28,7 +28,7 @@ H, INNER, VOCABULARY, HEADER = 8, 12, 10, 100
 
 def layout_of(**more: object) -> NetworkLayout:
     sizes: dict[str, Any] = {"n_embd": H, "n_inner": INNER, "n_layer": 2, "vocab_size": VOCABULARY}
-    return NetworkLayout(GPTJConfig(**(sizes | more)))
+    return NetworkLayout(NetworkConfig(**(sizes | more)))
 
 
 class Folder:

@@ -33,7 +33,7 @@ class PanicException(BaseException):
 
 
 class PanickingTokenizer:
-    """transformers' tokenizer, which panics with the fault ``tokenizer``."""
+    """The library's tokenizer, which panics with the fault ``tokenizer``."""
 
     def __init__(self, tokenizer: Any, fault: Callable[[], str]) -> None:
         self._tokenizer = tokenizer
@@ -42,10 +42,10 @@ class PanickingTokenizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
-    def __call__(self, *inputs: Any, **more: Any) -> Any:
+    def encode(self, *inputs: Any, **more: Any) -> Any:
         if self._fault() == "tokenizer":
             raise PanicException(SECRET)
-        return self._tokenizer(*inputs, **more)
+        return self._tokenizer.encode(*inputs, **more)
 
 
 def serve_with_faults() -> None:
@@ -82,7 +82,7 @@ def serve_with_faults() -> None:
 
     def make_faulty_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer(path)
-        vars(tokenizer)["_tokenizer"] = PanickingTokenizer(tokenizer._tokenizer, fault)
+        vars(tokenizer)["_backend"] = PanickingTokenizer(tokenizer._backend, fault)
         return tokenizer
 
     def add_faulty(detokenizer: Detokenizer, token_id: int) -> str:

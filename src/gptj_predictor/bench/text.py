@@ -79,7 +79,6 @@ class Prompts:
         self._tokenizer = tokenizer
         self._tokens = tokens
         self._seed = seed
-        # Sentence by sentence: transformers warns of a text that is longer than the context.
         self._ids = [token for text in make_sentences() for token in tokenizer.encode(text)]
         if tokens > len(self._ids):
             raise PlanError(f"--prompt_tokens {tokens}: the text has {len(self._ids)}")

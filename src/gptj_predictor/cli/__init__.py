@@ -15,6 +15,7 @@ from gptj_predictor import __version__
 from gptj_predictor.cli.benchmark import add_benchmark
 from gptj_predictor.cli.errors import SettingsError, StartError, logger
 from gptj_predictor.cli.flags import OneLineParser, UsageError
+from gptj_predictor.cli.read_ahead import read_weights_ahead
 from gptj_predictor.cli.serve import add_serve
 from gptj_predictor.cli.snapshot import add_snapshot
 from gptj_predictor.cli.termination import write_reason
@@ -26,6 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        if arguments[:1] == ["serve"]:
+            read_weights_ahead(arguments[1:], os.environ)
         flags = build_parser(arguments).parse_args(arguments)
         flags.run(flags, os.environ)
     except SettingsError as error:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-from gptj_predictor.cli.errors import SettingsError, one_line_errors
+from gptj_predictor.cli.errors import SettingsError, logger, one_line_errors
 from gptj_predictor.cli.flags import (
     ENVIRONMENT_PREFIX,
     Commands,
@@ -17,7 +17,7 @@ from gptj_predictor.cli.flags import (
 )
 from gptj_predictor.cli.model import find_model
 from gptj_predictor.cli.traces import start_traces
-from gptj_predictor.common.phases import Phase, Phases
+from gptj_predictor.common.phases import Phase, Phases, process_seconds
 from gptj_predictor.settings import (
     GenerationParameters,
     Limits,
@@ -134,16 +134,17 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
     access = open_access(settings)
     # Find the snapshot before the long imports: it may take a pull's time to appear.
     phases = Phases()
+    phases.add(Phase.IMPORTS, process_seconds())
     with one_line_errors(), phases.measure(Phase.SNAPSHOT_WAIT):
         folder = find_model(settings)
-    with phases.measure(Phase.IMPORTS):  # these two import torch, kserve, and those below
+    with phases.measure(Phase.IMPORTS):
         from gptj_predictor.launch import LaunchPlan
+        from gptj_predictor.server.active_requests import ActiveRequests
+        from gptj_predictor.server.admission import Admission
+        from gptj_predictor.server.drain import Drain
+        from gptj_predictor.server.generation import TextGenerator
+        from gptj_predictor.server.predictor import GPTJPredictor
         from gptj_predictor.server.process import PredictorServer
-    from gptj_predictor.server.active_requests import ActiveRequests
-    from gptj_predictor.server.admission import Admission
-    from gptj_predictor.server.drain import Drain
-    from gptj_predictor.server.generation import TextGenerator
-    from gptj_predictor.server.predictor import GPTJPredictor
 
     if as_json:
         use_json_lines()
@@ -160,13 +161,20 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
         drain = Drain(
             requests, delay_seconds=settings.drain_delay, grace_seconds=settings.grace_period
         )
+
+        def load() -> TextGenerator:
+            generator = TextGenerator(plan.start_engine(), plan.tokenizer)
+            phases.finish()
+            logger.info("ready %.2f s after the process began: %s", phases.total, phases)
+            return generator
+
         predictor = GPTJPredictor(
             name or wire_name(settings.model_id),
             defaults=fit_defaults(defaults, limits),
             limits=limits,
             requests=requests,
             drain=drain,
-            load=lambda: TextGenerator(plan.start_engine(), plan.tokenizer),
+            load=load,
         )
         traces = start_traces(environment)
         server = PredictorServer(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import infer_auto_device_map
 from torch import nn
 
 from gptj_predictor.common.dtypes import dtype_name
@@ -110,6 +109,9 @@ def _try(
     if len(devices) == 1:
         fits = sum(sizes) <= room[devices[0]]
         return Placement.on(devices[0], layers) if fits else None
+    # It imports transformers, and what fits one device need not wait for that.
+    from accelerate.utils import infer_auto_device_map
+
     # accelerate numbers GPUs and calls the host "cpu"; the numbers are this list's.
     names: dict[Any, torch.device] = {
         number if device.type == "cuda" else "cpu": device for number, device in enumerate(devices)

@@ -76,8 +76,7 @@ class EngineCore:
             head_size=network.head_size,
             dtype=network.dtype,
         )
-        eos_token_ids = _eos_token_ids(model.eos_token_id)
-        sampler = Sampler(eos_token_ids)
+        sampler = Sampler(model.eos_token_ids)
         self._runner = ModelRunner(network, cache, sampler, config.max_batch_size)
         self._scheduler = Scheduler(
             num_pages=config.num_pages,
@@ -85,7 +84,7 @@ class EngineCore:
             max_batch_size=config.max_batch_size,
             max_prefill_tokens=config.max_prefill_tokens,
             max_context=model.n_positions,
-            eos_token_ids=eos_token_ids,
+            eos_token_ids=model.eos_token_ids,
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self._capture = capture
@@ -98,7 +97,7 @@ class EngineCore:
         unread = 0 if model.tie_word_embeddings else model.vocab_size * model.n_embd * value_bytes
         self._info = EngineInfo(
             config=config,
-            max_context=int(model.n_positions),
+            max_context=model.n_positions,
             kv_cache_tokens=config.num_pages * config.page_size,
             kv_bytes_per_token=2 * model.n_layer * model.n_embd * value_bytes,
             step_weight_bytes=network.weight_bytes - unread,
@@ -244,9 +243,3 @@ class EngineCore:
             scheduler = self._scheduler
             react = scheduler.shrink if fault is Fault.OUT_OF_MEMORY else scheduler.fail
             events += react(chunks, str(error))
-
-
-def _eos_token_ids(configured: int | list[int] | None) -> tuple[int, ...]:
-    if configured is None:
-        return ()
-    return tuple(configured) if isinstance(configured, list) else (configured,)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
-from transformers import GPTJConfig
-from transformers.activations import ACT2FN
 
 from gptj_predictor.model.attention import Attention, rotary_table
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
 from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.step_inputs import StepInputs
@@ -34,9 +33,9 @@ class GPTJLayer:
     * ``project_out`` H + I to H: columns for out_proj and fc_out.
     """
 
-    def __init__(self, config: GPTJConfig, weights: Weights, name: str) -> None:
+    def __init__(self, config: NetworkConfig, weights: Weights, name: str) -> None:
         self._hidden, self._heads = config.n_embd, config.n_head
-        self._activation = config.activation_function
+        self._activate = _activation(config.activation_function)
         self._norm = _norm(config, weights, f"{name}.norm")
         self._project_in = Projection(*_weight_and_bias(weights, f"{name}.project_in"))
         self._project_out = Projection(*_weight_and_bias(weights, f"{name}.project_out"))
@@ -60,12 +59,6 @@ class GPTJLayer:
         mixed = projected[:, 2 * hidden :]
         self._activate(mixed[:, hidden:])
         return self._project_out.add_to(residual, mixed)
-
-    def _activate(self, x: torch.Tensor) -> None:
-        if self._activation == "gelu_new":  # GPT-J's own: the tanh approximation of GELU
-            torch.ops.aten.gelu_(x, approximate="tanh")
-        else:
-            x.copy_(ACT2FN[self._activation](x))
 
 
 @dataclass(frozen=True)
@@ -102,7 +95,7 @@ class GPTJNetwork:
 
     def __init__(
         self,
-        config: GPTJConfig,
+        config: NetworkConfig,
         dtype: torch.dtype,
         placement: Placement,
         weights: Weights,
@@ -159,7 +152,22 @@ def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.T
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _norm(config: GPTJConfig, weights: Weights, name: str) -> Norm:
+def _activation(name: str) -> Callable[[torch.Tensor], object]:
+    """The MLP's activation, in place, by transformers' name.
+
+    Raises:
+        KeyError: transformers does not know the name.
+    """
+    if name == "gelu_new":  # GPT-J's own: the tanh approximation of GELU
+        return lambda x: torch.ops.aten.gelu_(x, approximate="tanh")
+    # It imports torch._dynamo, which takes as long as torch itself.
+    from transformers.activations import ACT2FN
+
+    compute = ACT2FN[name]
+    return lambda x: x.copy_(compute(x))
+
+
+def _norm(config: NetworkConfig, weights: Weights, name: str) -> Norm:
     shape, epsilon = [config.n_embd], config.layer_norm_epsilon
     weight, bias = _weight_and_bias(weights, name)
     return lambda x: functional.layer_norm(x, shape, weight, bias, epsilon)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 from torch.nn import functional
-from torch.nn.attention.bias import causal_lower_right
 
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.kv_cache import Extent, LayerCache
@@ -45,6 +47,18 @@ class TorchAttention(Attention):
         for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
             place.copy_(_attend(query, _pieces(cache, context), causal=False)[0])
         attend_prefills(qkv, cache, step, out)
+
+
+@cache
+def causal_bias() -> Any:
+    """torch's ``causal_lower_right``, for which a GPU has fused kernels.
+
+    Its module imports ``torch._dynamo``, which takes as long as torch itself. A CPU does without:
+    it attends to pieces, see :func:`_merge_pieces`.
+    """
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right
 
 
 def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
@@ -98,8 +112,11 @@ def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torc
         out = _merge_pieces(queries, pieces, causal=causal)
     else:
         keys, values = pieces[0] if len(pieces) == 1 else _join(pieces)
-        mask = causal_lower_right(queries.shape[2], keys.shape[2]) if causal else None
-        out = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+        tokens, context = queries.shape[2], keys.shape[2]
+        mask = causal_bias()(tokens, context) if causal and tokens < context else None
+        out = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal and mask is None
+        )
     return out[0].transpose(0, 1)
 
 

@@ -7,13 +7,13 @@ import re
 from contextlib import suppress
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.devices.precision import (
     DTYPES,
     choose_precision,
     describe_device,
 )
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.pull.fetch import fetch
 from gptj_predictor.pull.hub import HubFile, Listing, list_files
 from gptj_predictor.pull.job import LISTING_FILE, Job, Plan
@@ -90,7 +90,7 @@ def _undo_move(job: Job, commit: str) -> None:
             build.rename(source)
 
 
-def _published_config(job: Job, commit: str) -> GPTJConfig | None:
+def _published_config(job: Job, commit: str) -> NetworkConfig | None:
     """A commit's configuration, if one of its versions is there."""
     for version in job.root.versions():
         with suppress(SnapshotError):

@@ -177,6 +177,12 @@ SERVER_METRICS: tuple[Metric[ServerState], ...] = (
         ("phase",),
     ),
     Metric(
+        "gptj_start_seconds",
+        _GAUGE,
+        "Time from the start of the process until the model was ready; 0 before.",
+        lambda state: state.phases.total,
+    ),
+    Metric(
         "gptj_build_info",
         _GAUGE,
         "1, with the versions of the server and of torch.",

@@ -8,12 +8,12 @@ import shutil
 from collections import defaultdict
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.model.attention import Attention
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.linear import can_pack, pack
 from gptj_predictor.model.network import GPTJNetwork, Placement
-from gptj_predictor.model.torch_attention import TorchAttention
+from gptj_predictor.model.torch_attention import TorchAttention, causal_bias
 from gptj_predictor.snapshot.layout import NetworkLayout
 
 
@@ -26,7 +26,7 @@ class NetworkBuilder:
         placement: Where they go.
     """
 
-    def __init__(self, config: GPTJConfig, dtype: torch.dtype, placement: Placement) -> None:
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype, placement: Placement) -> None:
         """Allocate nothing yet.
 
         Raises:
@@ -112,6 +112,8 @@ class NetworkBuilder:
 
 def select_attention(device: torch.device, head_size: int, dtype: torch.dtype) -> Attention:
     """The quickest attention that a device can run."""
+    if device.type == "cuda":
+        causal_bias()  # its import shall not keep the first request waiting
     if device.type == "cuda" and _triton_can_build():
         from gptj_predictor.model.triton_attention import TritonAttention
         from gptj_predictor.model.triton_kernels import supports

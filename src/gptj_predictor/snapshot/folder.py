@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, GPTJConfig
 
 from gptj_predictor.common.dtypes import FLOAT_DTYPES
 from gptj_predictor.common.files import explain_unreadable
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.cache import ModelRoot, repair_command
+from gptj_predictor.snapshot.config import parse_config
 from gptj_predictor.snapshot.damage import remember_damage
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 from gptj_predictor.snapshot.manifest import Manifest
@@ -66,7 +67,7 @@ class SnapshotFolder:
     """
 
     path: Path
-    config: GPTJConfig
+    config: NetworkConfig
     tensors: Mapping[str, StoredTensor]
     manifest: Manifest | None = None
 
@@ -131,7 +132,7 @@ def _check_files(path: Path, manifest: Manifest) -> None:
             )
 
 
-def read_config(path: Path) -> GPTJConfig:
+def read_config(path: Path) -> NetworkConfig:
     """A folder's ``config.json``, as transformers reads it.
 
     Raises:
@@ -144,15 +145,14 @@ def read_config(path: Path) -> GPTJConfig:
             f"{file} says model_type {raw.get('model_type')!r}; only 'gptj' can be served"
         )
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except Exception as error:  # transformers raises many types for one bad value
-        reason = " ".join(str(error).split())
-        raise SnapshotError(f"{file} is not a valid GPT-J configuration: {reason}") from error
+        config = parse_config(raw)
+    except ValueError as error:
+        raise SnapshotError(f"{file} is not a valid GPT-J configuration: {error}") from error
     _check_shape_arithmetic(file, config)
     return config
 
 
-def _check_shape_arithmetic(file: Path, config: GPTJConfig) -> None:
+def _check_shape_arithmetic(file: Path, config: NetworkConfig) -> None:
     sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     for name in sizes:
         if getattr(config, name) < 1:
@@ -163,7 +163,7 @@ def _check_shape_arithmetic(file: Path, config: GPTJConfig) -> None:
         )
     head_size = config.n_embd // config.n_head
     rotary_dim = config.rotary_dim
-    if rotary_dim is None or rotary_dim % 2 or not 0 < rotary_dim <= head_size:
+    if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
         raise SnapshotError(
             f"{file}: rotary_dim {rotary_dim} must be even, above 0 and at most the head size "
             f"{head_size}"

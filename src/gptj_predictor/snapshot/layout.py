@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import GPTJConfig
+
+from gptj_predictor.model.config import NetworkConfig
 
 #: What gets a device of its own: the embedding, a layer (its index), the head with the last norm.
 Part = int | Literal["embedding", "head"]
@@ -33,7 +34,7 @@ class Place(NamedTuple):
         return memory.narrow(self.dim, self.start, self.shape[self.dim])
 
 
-def inner_size(config: GPTJConfig) -> int:
+def inner_size(config: NetworkConfig) -> int:
     """The MLP's hidden size: four times the model's, unless the configuration says another."""
     return config.n_inner if config.n_inner is not None else 4 * config.n_embd
 
@@ -49,7 +50,7 @@ class NetworkLayout:
         places: By the checkpoint's names.
     """
 
-    def __init__(self, config: GPTJConfig) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         self.parameters: dict[str, Parameter] = {}
         self.places: dict[str, Place] = {}
         hidden, vocabulary = config.n_embd, config.vocab_size

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from transformers import GPTJConfig
 
 from gptj_predictor.common.files import explain_unreadable
+from gptj_predictor.common.phases import Phase, Phases
+from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
@@ -28,7 +30,7 @@ from gptj_predictor.snapshot.load_plan import WeightFile, plan_load
 from gptj_predictor.snapshot.manifest import Manifest
 
 
-def expected_shapes(config: GPTJConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this configuration must have."""
     return {name: place.shape for name, place in NetworkLayout(config).places.items()}
 
@@ -57,7 +59,12 @@ def check_tensors(folder: SnapshotFolder) -> None:
 
 
 def load_network(
-    folder: SnapshotFolder, dtype: torch.dtype, placement: Placement, *, check_digests: bool = True
+    folder: SnapshotFolder,
+    dtype: torch.dtype,
+    placement: Placement,
+    *,
+    check_digests: bool = True,
+    phases: Phases | None = None,
 ) -> GPTJNetwork:
     """Build the network and read every stored tensor into its place, casting on the way.
 
@@ -69,35 +76,51 @@ def load_network(
         dtype: To hold the weights in.
         placement: Which device gets which part.
         check_digests: Compare every block with the manifest, if there is one.
+        phases: Gets what reading took, and what bringing the values to their places took.
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
         ValueError: ``placement`` is not for this configuration: see :class:`NetworkBuilder`.
     """
     check_tensors(folder)
+    started = time.perf_counter()
     builder = NetworkBuilder(folder.config, dtype, placement)
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):
-                _load_tensorizer(folder.path / TENSORIZER_FILE, builder, check=check_digests)
+                file = folder.path / TENSORIZER_FILE
+                placing = _load_tensorizer(file, builder, check=check_digests)
             else:
-                _load_safetensors(folder, builder, folder.manifest if check_digests else None)
+                manifest = folder.manifest if check_digests else None
+                placing = _load_safetensors(folder, builder, manifest)
     except SnapshotError as error:
         raise with_repair(error, folder.path) from error
-    return builder.finish()
+    network = builder.finish()
+    if phases is not None:
+        phases.add(Phase.WEIGHTS_TO_DEVICE, placing)
+        phases.add(Phase.WEIGHTS_READ, time.perf_counter() - started - placing)
+    return network
 
 
-def _load_tensorizer(file: Path, builder: NetworkBuilder, *, check: bool) -> None:
+def _load_tensorizer(file: Path, builder: NetworkBuilder, *, check: bool) -> float:
+    """Returns the seconds that were not for reading."""
+    placing = 0.0
+
     def take(name: str, tensor: torch.Tensor) -> None:
+        nonlocal placing
         if name in builder.layout.places:  # and not a constant buffer
+            started = time.perf_counter()
             builder.fill(name, tensor)
+            placing += time.perf_counter() - started
 
     tensorizer.read_tensors(file, take, check=check)
+    return placing
 
 
 def _load_safetensors(
     folder: SnapshotFolder, builder: NetworkBuilder, manifest: Manifest | None
-) -> None:
+) -> float:
+    """Returns the seconds that were not for reading."""
     with ExitStack() as stack:
         descriptors: dict[Path, int] = {}
         files = []
@@ -112,4 +135,4 @@ def _load_safetensors(
             except (ValueError, LookupError, TypeError) as error:
                 raise SnapshotError(f"{path} cannot be read: {error}") from error
         plan = plan_load(files, folder.tensors, builder.layout.places, manifest)
-        BlockLoader(builder, descriptors).run(plan)
+        return BlockLoader(builder, descriptors).run(plan)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,6 +50,22 @@ class _Filling:
     left: int
 
 
+@dataclass(frozen=True)
+class _Times:
+    """Seconds of a reader: for reading with digests, and for putting values in their places."""
+
+    reading: float = 0.0
+    placing: float = 0.0
+
+    def __add__(self, other: _Times) -> _Times:
+        return _Times(self.reading + other.reading, self.placing + other.placing)
+
+    @property
+    def placing_share(self) -> float:
+        """Of all of it."""
+        return self.placing / ((self.reading + self.placing) or 1.0)
+
+
 class BlockLoader:
     """One load: blocks of files into a builder's parameters."""
 
@@ -59,8 +76,12 @@ class BlockLoader:
         self._own = threading.local()
         self._pinned = any(device.type == "cuda" for device in builder.placement.devices)
 
-    def run(self, groups: Iterable[BlockGroup]) -> None:
+    def run(self, groups: Iterable[BlockGroup]) -> float:
         """Read all blocks and put every parameter that is whole.
+
+        Returns:
+            Seconds that passed for bringing values to their places, not for reading. Where readers
+            did both at the same time, the time is divided as theirs was.
 
         Raises:
             SnapshotError: a file cannot be read, or is not what the manifest says.
@@ -71,16 +92,19 @@ class BlockLoader:
             READERS, "reader", initializer=torch.set_num_threads, initargs=(1,)
         )
         try:
-            self._run(deque(groups), readers)
+            return self._run(deque(groups), readers)
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
             # Setting a thread's number set that of threads to come as well.
             torch.set_num_threads(threads)
 
-    def _run(self, waiting: deque[BlockGroup], readers: ThreadPoolExecutor) -> None:
+    def _run(self, waiting: deque[BlockGroup], readers: ThreadPoolExecutor) -> float:
         stagings = self._make_stagings(waiting)
-        running: dict[Future[None], _Filling] = {}
-        done: SimpleQueue[Future[None]] = SimpleQueue()
+        running: dict[Future[_Times], _Filling] = {}
+        done: SimpleQueue[Future[_Times]] = SimpleQueue()
+        spent = _Times()
+        started = time.perf_counter()
+        finishing = 0.0
         while waiting or running:
             while waiting and (stagings or not self._packs(waiting[0])):
                 filling = self._prepare(waiting.popleft(), stagings)
@@ -89,11 +113,15 @@ class BlockLoader:
                     running[future] = filling
                     future.add_done_callback(done.put)
             future = done.get()
-            future.result()
+            spent += future.result()
             filling = running.pop(future)
             filling.left -= 1
             if not filling.left:
+                began = time.perf_counter()
                 self._finish(filling, stagings)
+                finishing += time.perf_counter() - began
+        waited = time.perf_counter() - started - finishing
+        return finishing + waited * spent.placing_share
 
     def _make_stagings(self, groups: Iterable[BlockGroup]) -> list[torch.Tensor]:
         """Memory that holds any weight that is to be packed, :data:`STAGINGS` times."""
@@ -125,7 +153,7 @@ class BlockLoader:
         if filling.staging is not None:
             stagings.append(filling.staging)
 
-    def _read(self, block: Block, memory: torch.Tensor | None) -> None:
+    def _read(self, block: Block, memory: torch.Tensor | None) -> _Times:
         """Read a block, compare its digest and put its values into their parameter's memory."""
         place = None if block.place is None or memory is None else block.place.of(memory)
         straight = (
@@ -141,6 +169,7 @@ class BlockLoader:
         else:
             values = self._buffer()[: block.size].view(block.dtype)
         content = values.view(torch.uint8).numpy().data
+        started = time.perf_counter()
         try:
             read_into(content, self._descriptors[block.file], block.begin)
         except OSError as error:
@@ -150,8 +179,10 @@ class BlockLoader:
                 f"{block.file} is damaged between bytes {block.begin} and "
                 f"{block.begin + block.size}: the digest is not the manifest's"
             )
+        read = time.perf_counter()
         if place is not None and not straight:
             put_values(place, block.first, values.to(place.device))
+        return _Times(read - started, time.perf_counter() - read)
 
     def _buffer(self) -> torch.Tensor:
         """This thread's own; page-locked if a GPU is to read from it."""
