@@ -91,6 +91,16 @@ def test_without_a_cluster_the_suite_fails() -> None:
     assert "make test-cluster cannot run: KUBECONFIG is not set" in done.stderr
 
 
+def test_the_workflow_sets_what_the_suite_reads() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "cluster.yml").read_text())
+    given = {name for name in workflow["env"] if name.startswith("CLUSTER_")}
+    assert given <= {name for name, _, _ in VARIABLES}
+    image = Image.parse(workflow["env"]["CLUSTER_IMAGE"])
+    assert image.repository.startswith("dev.local/")  # else Knative would ask a registry for it
+    steps = [step.get("run", "") for step in workflow["jobs"]["cluster"]["steps"]]
+    assert "make test-cluster" in steps
+
+
 def test_the_make_target_runs_the_suite() -> None:
     assert "pytest tests/cluster --cluster" in (ROOT / "Makefile").read_text()
 
@@ -243,11 +253,34 @@ def conditions(**kinds: str) -> list[Object]:
 
 def test_holds() -> None:
     ready = conditions(PredictorReady="False", Ready="True")
-    assert reading.holds(status(observedGeneration=2, conditions=ready), "Ready")
-    assert not reading.holds(status(observedGeneration=1, conditions=ready), "Ready")
-    assert not reading.holds(status(observedGeneration=2, conditions=ready), "PredictorReady")
+    assert reading.holds(status(conditions=ready), "Ready")
+    assert not reading.holds(status(conditions=ready), "PredictorReady")
     assert not reading.holds(status(), "Ready")
     assert not reading.holds(None, "Ready")
+
+
+@pytest.mark.parametrize("mode", values.MODES)
+def test_carries(mode: str) -> None:
+    """An old Deployment does not carry a new InferenceService, whatever has changed of it."""
+
+    def service(change: str) -> Object:
+        given = values.values_for(made_up_settings(), mode, change)
+        return render(given, name="gptj").one("InferenceService")
+
+    def workload(change: str, **spec: Any) -> Object:
+        [container] = service(change)["spec"]["predictor"]["containers"]
+        added = {**container, "env": [*container["env"], {"name": "ADDED", "value": "1"}]}
+        containers = [{"name": "other"}, added]
+        return {"spec": {"template": {"spec": {"containers": containers}}, **spec}}
+
+    assert reading.carries(service("as it is"), workload("as it is"))
+    for change in ("precision", "memory limit", "new revision", "no image", "damaged"):
+        assert not reading.carries(service(change), workload("as it is")), change
+    assert not reading.carries(service("as it is"), None)
+    assert not reading.carries(None, workload("as it is"))
+    if mode == "standard":
+        assert not reading.carries(service("two replicas"), workload("two replicas", replicas=1))
+        assert reading.carries(service("two replicas"), workload("two replicas", replicas=2))
 
 
 def test_rolled_out() -> None:
@@ -265,6 +298,8 @@ def test_newest_revision_serves() -> None:
     assert not reading.newest_revision_serves(
         status(**ready, **revisions | {"latestReadyRevisionName": "a-1"})
     )
+    late = ready | {"observedGeneration": 1}
+    assert not reading.newest_revision_serves(status(**late, **revisions))
     assert not reading.newest_revision_serves(None)
 
 

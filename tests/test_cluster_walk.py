@@ -24,7 +24,7 @@ from tests.support.cluster.load import Asked, Load, Summary, summarize
 from tests.support.cluster.made_up import made_up_settings
 from tests.support.cluster.programs import load_json
 from tests.support.cluster.reading import metric
-from tests.support.cluster.values import MODEL_NAME, values_for
+from tests.support.cluster.values import FETCHED, MODEL_NAME, values_for
 from tests.support.servers import RunningServer, environment, free_port
 
 
@@ -90,6 +90,10 @@ def test_from_the_hub_to_a_load(scripts: Path, tmp_path: Path) -> None:
         done = pull("as it is", cache, hub)
         assert done.returncode == 0, done.stderr
         assert "-bfloat16" in done.stdout
+        assert FETCHED in done.stderr
+        again = pull("as it is", cache, hub)
+        assert again.returncode == 0
+        assert FETCHED not in again.stderr
         gated = pull("gated", cache, hub)
         assert gated.returncode == 1
         assert "gated" in gated.stderr

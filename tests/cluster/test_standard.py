@@ -10,7 +10,7 @@ from tests.support.cluster import reading
 from tests.support.cluster.objects import DAMAGED_ID
 from tests.support.cluster.programs import CommandError
 from tests.support.cluster.session import Cluster, ClusterRelease
-from tests.support.cluster.values import GPU, OTHER, RELEASE
+from tests.support.cluster.values import FETCHED, GPU, OTHER, RELEASE
 
 pytestmark = pytest.mark.cluster
 
@@ -69,7 +69,7 @@ def test_kept_claim(cluster: Cluster, standard: ClusterRelease) -> None:
     standard.ready("as it is")
     cluster.wait("the pull", lambda: reading.ended(standard.job("pull")) == "Complete")
     [pull] = standard.job_pods("pull")
-    assert "converting" not in standard.log(pull)
+    assert FETCHED not in standard.log(pull)
 
 
 def test_another_user(cluster: Cluster, standard: ClusterRelease) -> None:

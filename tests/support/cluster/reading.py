@@ -17,17 +17,32 @@ def condition(item: Object | None, kind: str) -> Object:
 
 
 def holds(item: Object | None, kind: str) -> bool:
-    """Whether a condition is True, for the object as it is now.
+    """Whether a condition is True.
 
-    A controller that has not seen the last change yet still says what was true before it.
+    Of an InferenceService it may still be what was true before the last change; its
+    ``observedGeneration`` is its Deployment's or Knative service's. So also ask :func:`carries`.
     """
-    if item is None:
+    return condition(item, kind).get("status") == "True"
+
+
+def carries(service: Object | None, workload: Object | None) -> bool:
+    """Whether KServe has handed an InferenceService's container on, as it is now.
+
+    Args:
+        service: The InferenceService.
+        workload: The Deployment or the Knative service that KServe makes of it.
+    """
+    if service is None or workload is None:
         return False
-    status = item.get("status") or {}
-    seen = status.get("observedGeneration", item["metadata"].get("generation"))
-    return bool(
-        seen == item["metadata"].get("generation") and condition(item, kind).get("status") == "True"
-    )
+    predictor = service["spec"]["predictor"]
+    wanted = predictor["containers"][0]
+    containers = workload["spec"]["template"]["spec"]["containers"]
+    [found] = [one for one in containers if one["name"] == wanted["name"]]
+    same = all(found.get(key) == wanted.get(key) for key in ("image", "args", "resources"))
+    variables = found.get("env") or []
+    replicas = workload["spec"].get("replicas")  # a Knative service has none
+    enough = replicas is None or replicas >= predictor.get("minReplicas", 1)
+    return same and enough and all(one in variables for one in wanted.get("env") or [])
 
 
 def rolled_out(deployment: Object | None) -> bool:
@@ -42,11 +57,11 @@ def rolled_out(deployment: Object | None) -> bool:
 
 def newest_revision_serves(service: Object | None) -> bool:
     """Whether a Knative service's newest revision is the one that answers."""
-    if not holds(service, "Ready"):
+    if service is None or not holds(service, "Ready"):
         return False
-    assert service is not None
     status = service["status"]
-    return bool(status["latestReadyRevisionName"] == status["latestCreatedRevisionName"])
+    seen = status.get("observedGeneration", 0) >= service["metadata"]["generation"]
+    return bool(seen and status["latestReadyRevisionName"] == status["latestCreatedRevisionName"])
 
 
 def main_container(pod: Object) -> Object:

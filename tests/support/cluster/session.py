@@ -233,12 +233,13 @@ class ClusterRelease:
 
     def is_ready(self) -> bool:
         """Whether the version of the last upgrade answers, and no older one."""
-        if not reading.holds(self.service, "Ready"):
+        service, knative = self.service, self.mode == "knative"
+        kind = "ksvc" if knative else "deployment"
+        workload = self.cluster.kubectl.one(kind, f"{self.name}-predictor")
+        if not (reading.holds(service, "Ready") and reading.carries(service, workload)):
             return False
-        kubectl, name = self.cluster.kubectl, f"{self.name}-predictor"
-        if self.mode == "knative":
-            return reading.newest_revision_serves(kubectl.one("ksvc", name))
-        return reading.rolled_out(kubectl.one("deployment", name))
+        whole = reading.newest_revision_serves if knative else reading.rolled_out
+        return whole(workload)
 
     def wait_until_ready(self) -> None:
         """Wait for that."""

@@ -14,6 +14,8 @@ OTHER = "other"
 #: The resource that stands in for a GPU: no device plugin knows it, and no device is behind it.
 GPU = "gptj-predictor.test/gpu"
 MODEL_NAME = "eleutherai-gpt-j-6b"
+#: What a pull's log has only if it fetched weights.
+FETCHED = "downloading 5 files"
 
 _SMALL = {
     "requests": {"cpu": "100m", "memory": "256Mi"},
