@@ -88,7 +88,7 @@ class Kubectl:
     def one(self, kind: str, name: str) -> Object | None:
         """An object, or None if there is none."""
         found = self("get", kind, name, "--ignore-not-found", "--output", "json")
-        return dict(json.loads(found)) if found else None
+        return dict(json.loads(found)) if found.strip() else None
 
     def all(self, kinds: str, selector: str = "") -> list[Object]:
         """All objects of these kinds with these labels."""
