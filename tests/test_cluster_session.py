@@ -160,6 +160,7 @@ def test_requests_and_loads(folder: Folder, server: RunningServer) -> None:
     release = folder.cluster().release("knative")
     assert release.predict(max_new_tokens=4).startswith("The secret to a happy life is")
     assert release.precision() in ("bfloat16", "float32")
+    assert release.sequences() == 0
     with release.load(callers=2, parameters={"max_new_tokens": 2, "details": True}) as load:
         load.wait_for_first_answer()
         summary = load.end()
@@ -175,6 +176,8 @@ def test_the_service_s_address(folder: Folder) -> None:
     assert release.url == "http://gptj-predictor.suite.svc"
     folder.have(item("service", "gptj-predictor", spec={"clusterIP": "None"}))
     assert release.url == "http://gptj-predictor.suite.svc:8080"
+    folder.have(item("ksvc", "gptj-predictor", status={"latestReadyRevisionName": "gptj-1"}))
+    assert release.revision_url == "http://gptj-1-private.suite.svc"
 
 
 def test_a_report(folder: Folder) -> None:

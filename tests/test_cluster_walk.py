@@ -129,6 +129,20 @@ def run_load(scripts: Path, *flags: str) -> dict[str, Any]:
 
 
 @pytest.mark.process
+def test_another_precision(scripts: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    with hub_process(scripts) as hub:
+        assert pull("precision", cache, hub).returncode == 0
+    arguments = predictor("precision")["args"]
+    with RunningServer(*arguments[1:], "--cache", str(cache)) as server:
+        server.wait_until_ready()
+        text = str(ask(f"http://127.0.0.1:{server.port}/metrics")["body"])
+        [(labels, _)] = metric(text, "gptj_model_info")
+        assert labels["precision"] == "float16"
+
+
+@pytest.mark.process
 def test_damage_is_found_and_mended(scripts: Path, tmp_path: Path) -> None:
     """As the suite does it: one bit, a server that ends, another pull with ``--verify``."""
     cache = tmp_path / "cache"

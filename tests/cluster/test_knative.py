@@ -62,13 +62,18 @@ def test_the_only_pod_is_deleted_under_load(cluster: Cluster, knative: ClusterRe
 
 
 def test_uninstall_under_load(cluster: Cluster, knative: ClusterRelease) -> None:
-    """What runs is answered before Knative's timeout, which is the pod's grace period."""
+    """What runs is answered before Knative's timeout, which is the pod's grace period.
+
+    The ingress forgets the service at once, whatever still runs. So these callers ask the revision's
+    queue proxy.
+    """
     knative.ready("as it is")
     timeout = knative.values("as it is")["timeoutSeconds"]
+    assert knative.predict(max_new_tokens=8)  # a replica runs
     parameters = {"min_new_tokens": 1900, "max_new_tokens": 1900, "details": True}
-    with knative.load(callers=4, instances=16, requests=1, parameters=parameters) as load:
-        cluster.wait("a replica", knative.pods)
-        time.sleep(5)  # all four run
+    flags = {"model": knative.model, "callers": 4, "instances": 16, "requests": 1}
+    with cluster.load(knative.revision_url, parameters=parameters, **flags) as load:
+        cluster.wait("all four", lambda: knative.sequences() >= 4 * 16, pause=0.2)
         started = time.monotonic()
         cluster.helm("uninstall", RELEASE)
         summary = load.end(stop=False)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.charts import merged
 from tests.support.cluster import reading
+from tests.support.cluster.objects import LATE_ID
 from tests.support.cluster.programs import CommandError
 from tests.support.cluster.session import KNATIVE, Cluster, ClusterRelease
 from tests.support.cluster.values import OTHER, RELEASE
@@ -15,19 +16,19 @@ pytestmark = pytest.mark.cluster
 
 def test_the_hub_is_down_at_first(cluster: Cluster, standard: ClusterRelease) -> None:
     """Pull and server wait and say for what; then all goes on without a hand."""
+    late = cluster.release("standard", RELEASE, LATE_ID.replace("/", "-"))
     standard.uninstall()
-    cluster.kubectl("delete", "pvc", f"{RELEASE}-models", "--ignore-not-found")
     cluster.set_hub(up=False)
     try:
-        standard.install("as it is")
-        cluster.wait("the pull tries again", lambda: log_has(standard, "pull", "again in"))
-        cluster.wait("the server waits", lambda: log_has(standard, "", "waiting up to"))
-        ready = reading.condition(standard.service, "Ready")
+        late.install("late")
+        cluster.wait("the pull tries again", lambda: log_has(late, "pull", "again in"))
+        cluster.wait("the server waits", lambda: log_has(late, "", "waiting up to"))
+        ready = reading.condition(late.service, "Ready")
         assert ready.get("status") != "True"
     finally:
         cluster.set_hub(up=True)
-    standard.wait_until_ready()
-    assert standard.predict(max_new_tokens=8)
+    late.wait_until_ready()
+    assert late.predict(max_new_tokens=8)
 
 
 def log_has(release: ClusterRelease, job: str, text: str) -> bool:

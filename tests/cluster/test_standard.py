@@ -50,7 +50,7 @@ def test_precision_change_and_rollback(cluster: Cluster, standard: ClusterReleas
     standard.ready("as it is")
     history = json.loads(cluster.helm("history", RELEASE, "--output", "json"))
     standard.ready("precision")
-    assert standard.precision() == "fp16"
+    assert standard.precision() == "float16"
     cluster.helm("rollback", RELEASE, str(history[-1]["revision"]))
     standard.wait_until_ready()
     cluster.wait("the old precision", lambda: standard.precision() == "bfloat16")
@@ -122,8 +122,8 @@ def test_device_refused(cluster: Cluster, standard: ClusterRelease) -> None:
 
     The node has the taint that GPU nodes have; the predictor tolerates it.
     """
-    nodes = json.loads(cluster.kubectl("get", "nodes", "--output", "json"))["items"]
-    node = nodes[0]["metadata"]["name"]
+    standard.ready("as it is")
+    node = standard.pods()[0]["spec"]["nodeName"]  # where the volume is
     standard.uninstall()
     with cluster.extended_resource(node, GPU):
         standard.install("gpu")

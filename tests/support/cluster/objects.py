@@ -12,9 +12,11 @@ from tests.support.cluster.settings import Settings
 #: On the namespace, so that the suite deletes no other's.
 OURS = {"gptj-predictor/cluster-suite": "yes"}
 
-#: What the hub has: the model of the chart's defaults, one to be damaged, and a gated one.
+#: What the hub has: the model of the chart's defaults, one to be damaged, one that no test
+#: pulls before the hub was down, and a gated one.
 MODEL_ID = "EleutherAI/gpt-j-6B"
 DAMAGED_ID = "suite/damaged"
+LATE_ID = "suite/late"
 GATED_ID = "suite/gated"
 GATED_TOKEN = "hf_of-the-cluster-suite"
 
@@ -91,7 +93,7 @@ def hub_objects(settings: Settings, replicas: int = 1) -> list[Object]:
     labels = {"app": HUB}
     command = ["python", "/scripts/hub.py", "--name", f"{HUB}.{settings.namespace}.svc"]
     command += ["--ports", *map(str, HUB_PORTS)]
-    command += [MODEL_ID, DAMAGED_ID, f"{GATED_ID}={GATED_TOKEN}"]
+    command += [MODEL_ID, DAMAGED_ID, LATE_ID, f"{GATED_ID}={GATED_TOKEN}"]
     spec = _pod_spec(settings, "hub", command)
     [container] = spec["containers"]
     container["readinessProbe"] = {"tcpSocket": {"port": HUB_PORTS[0]}, "periodSeconds": 1}

@@ -289,12 +289,29 @@ class ClusterRelease:
         [prediction] = json.loads(answer)["predictions"]
         return str(prediction["generated_text"])
 
-    def precision(self) -> str:
-        """The precision that the service says it computes in."""
+    @property
+    def revision_url(self) -> str:
+        """The address of the newest revision's queue proxies, past Knative's ingress."""
+        service = self.cluster.kubectl.one("ksvc", f"{self.name}-predictor")
+        assert service is not None
+        revision = service["status"]["latestReadyRevisionName"]
+        return f"http://{revision}-private.{self.cluster.settings.namespace}.svc"
+
+    def metric(self, name: str) -> list[tuple[dict[str, str], float]]:
+        """The samples of a metric, as one replica has them."""
         status, text = self.cluster.ask(f"{self.url}/metrics")
         assert status == 200, text
-        [(labels, _)] = reading.metric(text, "gptj_model_info")
+        return reading.metric(text, name)
+
+    def precision(self) -> str:
+        """The precision that the service says it computes in."""
+        [(labels, _)] = self.metric("gptj_model_info")
         return labels["precision"]
+
+    def sequences(self) -> int:
+        """How many sequences run or wait."""
+        names = ("gptj_requests_running", "gptj_requests_waiting")
+        return int(sum(value for name in names for _, value in self.metric(name)))
 
     def load(self, **flags: object) -> RunningLoad:
         """Begin a load on it."""

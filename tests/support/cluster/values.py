@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.support.charts import Values, merged
-from tests.support.cluster.objects import DAMAGED_ID, GATED_ID, hub_endpoint
+from tests.support.cluster.objects import DAMAGED_ID, GATED_ID, LATE_ID, hub_endpoint
 from tests.support.cluster.settings import Settings
 
 RELEASE = "gptj"
@@ -21,6 +21,14 @@ _SMALL = {
     "requests": {"cpu": "100m", "memory": "256Mi"},
     "limits": {"cpu": "2", "memory": "2Gi"},
 }
+_TWO: Values = {
+    "scaling": {"minReplicas": 2, "maxReplicas": 2},
+    "deploymentStrategy": {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    },
+}
+_RESTART: Values = {"extraEnv": [{"name": "SUITE_REVISION", "value": "2"}]}
 
 MODES: dict[str, Values] = {
     "standard": {
@@ -57,6 +65,7 @@ CHANGES: dict[str, Values] = {
     },
     "gpu": {"gpu": {"count": 1, "resource": GPU}},
     "crashing": {"extraArgs": ["--max_batch_size", "0"], "podDisruptionBudget": {"enabled": True}},
+    "late": {"model": {"id": LATE_ID}},
     "gated": {"model": {"id": GATED_ID}, "download": {"backoffLimit": 0}},
     "no image": {"image": {"tag": "no-such-tag", "digest": "", "pullPolicy": "IfNotPresent"}},
     "pod monitor": {"podMonitor": {"enabled": True}},
@@ -67,19 +76,18 @@ CHANGES: dict[str, Values] = {
         }
     },
     # Two replicas, replaced one after the other with nothing missing in between.
-    "two replicas": {
-        "scaling": {"minReplicas": 2, "maxReplicas": 2},
-        "deploymentStrategy": {
-            "type": "RollingUpdate",
-            "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
-        },
-    },
-    "new revision": {"extraEnv": [{"name": "SUITE_REVISION", "value": "2"}]},
-    "many callers": {"scaling": {"maxReplicas": 3}},
+    "two replicas": _TWO,
+    # KServe takes back what kubectl rollout restart does to its Deployment.
+    "two replicas, restarted": {**_TWO, **_RESTART},
+    "new revision": _RESTART,
 }
 
 #: What only one of the modes has.
-ONLY = {"keda": "standard", "two replicas": "standard"}
+ONLY = {
+    "keda": "standard",
+    "two replicas": "standard",
+    "two replicas, restarted": "standard",
+}
 
 
 def base(settings: Settings) -> Values:
