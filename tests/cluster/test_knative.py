@@ -64,8 +64,8 @@ def test_the_only_pod_is_deleted_under_load(cluster: Cluster, knative: ClusterRe
 def test_uninstall_under_load(cluster: Cluster, knative: ClusterRelease) -> None:
     """What runs is answered before Knative's timeout, which is the pod's grace period.
 
-    The ingress forgets the service at once, whatever still runs. So these callers ask the revision's
-    queue proxy.
+    The ingress forgets the service at once, whatever still runs. So these callers ask the
+    revision's queue proxy.
     """
     knative.ready("as it is")
     timeout = knative.values("as it is")["timeoutSeconds"]
