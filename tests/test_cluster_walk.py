@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.charts import Object, render
+from tests.support.charts import Release, render
 from tests.support.cluster import objects
 from tests.support.cluster.ask import ask
 from tests.support.cluster.damage import damage
@@ -25,25 +26,25 @@ from tests.support.cluster.made_up import made_up_settings
 from tests.support.cluster.programs import load_json
 from tests.support.cluster.reading import metric
 from tests.support.cluster.values import FETCHED, MODEL_NAME, values_for
-from tests.support.servers import RunningServer, environment, free_port
+from tests.support.forked_servers import ForkedServer, ServerForks
+from tests.support.pulling import Pullers
+from tests.support.servers import RunningServer, environment, free_port, wait_for
 
 
-@pytest.fixture
-def scripts(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The suite's ConfigMap as a pod sees it: files, and nothing else of the tests."""
-    folder = tmp_path / "scripts"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("scripts")
     for name, text in objects.scripts()["data"].items():
         (folder / name).write_text(text)
     return folder
 
 
-@contextlib.contextmanager
-def hub_process(scripts: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def hub(scripts: Path) -> Iterator[str]:
     """The hub's pod; its address. Only host and ports are this machine's."""
-    [container] = objects.hub_objects(made_up_settings())[0]["spec"]["template"]["spec"][
-        "containers"
-    ]
+    deployment, _ = objects.hub_objects(made_up_settings())
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
     words = [one.replace("/scripts", str(scripts)) for one in container["command"][1:]]
     words[words.index("--name") + 1] = "127.0.0.1"
     at = words.index("--ports")
@@ -64,52 +65,70 @@ def hub_process(scripts: Path) -> Iterator[str]:
         process.communicate()
 
 
-def pull(change: str, cache: Path, hub: str) -> subprocess.CompletedProcess[str]:
-    """The pull Job of a values file."""
-    release = render(values_for(made_up_settings(), "standard", change), name="gptj")
-    [container] = release.one("Job", "-pull-")["spec"]["template"]["spec"]["containers"]
-    return subprocess.run(
-        [sys.executable, "-m", "gptj_predictor", *container["args"], "--dest", str(cache)],
-        env=environment(HF_ENDPOINT=hub, HF_HOME=str(cache.parent / "hf")),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def pullers(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pullers]:
+    with Pullers(hub, tmp_path_factory.mktemp("pulls")) as running:
+        yield running
 
 
-def predictor(change: str) -> Object:
-    return render(values_for(made_up_settings(), "standard", change), name="gptj").container
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerForks]:
+    with ServerForks(tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+def rendered(change: str) -> Release:
+    return render(values_for(made_up_settings(), "standard", change), name="gptj")
+
+
+def pull(pullers: Pullers, change: str, cache: Path) -> tuple[int, str]:
+    """The pull Job of a values file: exit code and log."""
+    [container] = rendered(change).one("Job", "-pull-")["spec"]["template"]["spec"]["containers"]
+    done = pullers.start(*container["args"], "--dest", str(cache))
+    return done.wait(), done.output
+
+
+def start(forks: ServerForks, change: str, cache: Path) -> ForkedServer:
+    """The predictor of a values file."""
+    return forks.start(*rendered(change).container["args"][1:], "--cache", cache)
+
+
+@contextlib.contextmanager
+def serving(forks: ServerForks, change: str, cache: Path, name: str = MODEL_NAME) -> Iterator[str]:
+    """The address of a predictor that is ready; it ends at once."""
+    server = start(forks, change, cache)
+    address = f"http://127.0.0.1:{server.port}"
+    try:
+        wait_for(lambda: ask(f"{address}/v1/models/{name}")["status"] == 200)
+        yield address
+    finally:
+        server.send(signal.SIGKILL)  # how a pod ends is tested elsewhere
+        server.wait(30)
+
+
+def precision(address: str) -> str:
+    [(labels, _)] = metric(str(ask(f"{address}/metrics")["body"]), "gptj_model_info")
+    return labels["precision"]
 
 
 @pytest.mark.process
-def test_from_the_hub_to_a_load(scripts: Path, tmp_path: Path) -> None:
+def test_from_the_hub_to_a_load(
+    scripts: Path, pullers: Pullers, forks: ServerForks, tmp_path: Path
+) -> None:
     """Hub, pull, server and load with the very files and arguments that the pods get."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    with hub_process(scripts) as hub:
-        done = pull("as it is", cache, hub)
-        assert done.returncode == 0, done.stderr
-        assert "-bfloat16" in done.stdout
-        assert FETCHED in done.stderr
-        again = pull("as it is", cache, hub)
-        assert again.returncode == 0
-        assert FETCHED not in again.stderr
-        gated = pull("gated", cache, hub)
-        assert gated.returncode == 1
-        assert "gated" in gated.stderr
-    arguments = predictor("as it is")["args"]
-    with RunningServer(*arguments[1:], "--cache", str(cache)) as server:
-        server.wait_until_ready()
-        address = f"http://127.0.0.1:{server.port}"
-        [(labels, _)] = metric(str(ask(f"{address}/metrics")["body"]), "gptj_model_info")
-        assert labels["precision"] == "bfloat16"
+    code, log = pull(pullers, "as it is", tmp_path)
+    assert code == 0, log
+    assert FETCHED in log
+    code, log = pull(pullers, "as it is", tmp_path)
+    assert code == 0, log
+    assert FETCHED not in log
+    with serving(forks, "as it is", tmp_path) as address:
+        assert precision(address) == "bfloat16"
         told = run_load(scripts, "--url", address, "--callers", "3", "--requests", "2")
         assert (told["answered"], told["failed"]) == (6, {})
         details = json.dumps({"max_new_tokens": 4, "details": True})
-        told = run_load(
-            *(scripts, "--url", address, "--callers", "1", "--requests", "1"),
-            *("--instances", "3", "--parameters", details),
-        )
+        flags = ["--callers", "1", "--requests", "1", "--instances", "3", "--parameters", details]
+        told = run_load(scripts, "--url", address, *flags)
         assert told["finish_reasons"] == {"length": 3}
         asked = subprocess.run(
             [sys.executable, scripts / "ask.py", f"{address}/v1/models/{MODEL_NAME}:predict", "{}"],
@@ -120,53 +139,47 @@ def test_from_the_hub_to_a_load(scripts: Path, tmp_path: Path) -> None:
         assert load_json(asked.stdout)["status"] == 400
 
 
+@pytest.mark.process
+def test_a_gated_model_is_refused(pullers: Pullers, tmp_path: Path) -> None:
+    code, log = pull(pullers, "gated", tmp_path)
+    assert code == 1
+    assert "needs a token" in log
+
+
+@pytest.mark.process
+def test_another_precision(pullers: Pullers, forks: ServerForks, tmp_path: Path) -> None:
+    assert pull(pullers, "precision", tmp_path)[0] == 0
+    with serving(forks, "precision", tmp_path) as address:
+        assert precision(address) == "float16"
+
+
+@pytest.mark.process
+def test_damage_is_found_and_mended(pullers: Pullers, forks: ServerForks, tmp_path: Path) -> None:
+    """As the suite does it: one bit, a server that ends, another pull with ``--verify``."""
+    assert pull(pullers, "damaged", tmp_path)[0] == 0
+    [root] = [one for one in tmp_path.iterdir() if one.is_dir()]
+    files = damage(root)
+    server = start(forks, "damaged", tmp_path)
+    assert server.wait(60) == 1
+    assert any(f"{file.name} is damaged" in server.log for file in files)
+    assert pull(pullers, "mended", tmp_path)[0] == 0
+    with serving(forks, "damaged", tmp_path, objects.DAMAGED_ID.replace("/", "-")) as address:
+        assert precision(address) == "bfloat16"
+
+
+@pytest.mark.process
+def test_the_crashing_values_crash() -> None:
+    """The drain's test needs a pod that ends at once."""
+    with RunningServer(*rendered("crashing").container["args"][1:]) as server:
+        assert server.process.wait(60) != 0
+
+
 def run_load(scripts: Path, *flags: str) -> dict[str, Any]:
     """The load, as a pod runs it; its first answer is announced."""
     words = [sys.executable, str(scripts / "load.py"), "--model", MODEL_NAME, *flags]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("answered\n")
     return dict(load_json(done.stdout))
-
-
-@pytest.mark.process
-def test_another_precision(scripts: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    with hub_process(scripts) as hub:
-        assert pull("precision", cache, hub).returncode == 0
-    arguments = predictor("precision")["args"]
-    with RunningServer(*arguments[1:], "--cache", str(cache)) as server:
-        server.wait_until_ready()
-        text = str(ask(f"http://127.0.0.1:{server.port}/metrics")["body"])
-        [(labels, _)] = metric(text, "gptj_model_info")
-        assert labels["precision"] == "float16"
-
-
-@pytest.mark.process
-def test_damage_is_found_and_mended(scripts: Path, tmp_path: Path) -> None:
-    """As the suite does it: one bit, a server that ends, another pull with ``--verify``."""
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    with hub_process(scripts) as hub:
-        assert pull("damaged", cache, hub).returncode == 0
-        [root] = [one for one in cache.iterdir() if one.is_dir()]
-        [file] = damage(root)
-        arguments = predictor("damaged")["args"]
-        with RunningServer(*arguments[1:], "--cache", str(cache)) as server:
-            assert server.process.wait(60) == 1
-            assert file.name in server.log
-        assert pull("mended", cache, hub).returncode == 0
-    with RunningServer(*arguments[1:], "--cache", str(cache)) as server:
-        server.wait_until("/v2/health/live", 200)
-        server.wait_until(f"/v1/models/{objects.DAMAGED_ID.replace('/', '-')}", 200)
-
-
-@pytest.mark.process
-def test_the_crashing_values_crash() -> None:
-    """The drain's test needs a pod that ends at once."""
-    arguments = predictor("crashing")["args"]
-    with RunningServer(*arguments[1:]) as server:
-        assert server.process.wait(60) != 0
 
 
 def test_damage_without_weights_is_nothing(tmp_path: Path) -> None:
