@@ -21,7 +21,7 @@ DAMAGED_NAME = DAMAGED_ID.replace("/", "-")
 def test_ready_and_predict(cluster: Cluster, standard: ClusterRelease) -> None:
     """As the documentation says: install, wait for the condition, ask."""
     notes = standard.install("as it is")
-    assert f"kubectl get isvc {RELEASE}" in notes
+    assert f"helm test {RELEASE}" in notes
     cluster.kubectl("wait", "--for=condition=Ready", f"isvc/{RELEASE}", "--timeout=300s")
     standard.wait_until_ready()
     assert standard.predict(temperature=0, max_new_tokens=12).startswith("The secret to a happy")

@@ -117,13 +117,12 @@ class Cluster:
     def extended_resource(self, node: str, name: str) -> Iterator[None]:
         """A node that has one of a resource, and the taint that keeps other pods from it."""
         taint = f"{name}=yes:NoSchedule"
-        self._patch_node(node, objects.node_patches(name, 1))
-        try:
+        with contextlib.ExitStack() as undo:
+            self._patch_node(node, objects.node_patches(name, 1))
+            undo.callback(self._patch_node, node, objects.node_patches(name, 0))
             self.kubectl("taint", "node", node, taint, "--overwrite")
+            undo.callback(self.kubectl, "taint", "node", node, f"{taint}-")
             yield
-        finally:
-            self.kubectl("taint", "node", node, f"{taint}-")
-            self._patch_node(node, objects.node_patches(name, 0))
 
     def _patch_node(self, node: str, patches: list[Object]) -> None:
         words = ("patch", "node", node, "--subresource", "status", "--type", "json")
