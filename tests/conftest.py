@@ -12,6 +12,8 @@ if not Path("/dev/nvidiactl").exists():
 # The models here are too small to share between threads, and tests share the cores. Read when torch
 # is imported, for all threads of the process.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Error messages advise other things in a cluster, where the tests may run.
+os.environ.pop("KUBERNETES_SERVICE_HOST", None)
 
 import pytest
 

@@ -8,8 +8,11 @@ import pytest
 
 from gptj_predictor import launch
 from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.devices import cgroups
+from gptj_predictor.devices.placement import DeviceError
 from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.settings import Precision, ServerSettings
+from tests.support.cgroups import MIB, CgroupTree
 from tests.support.sparse import write_sparse_snapshot
 
 
@@ -29,3 +32,32 @@ def test_threads_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert threads(tmp_path) == 7
     write_sparse_snapshot(tmp_path, "BF16", n_layer=2, **shape)
     assert threads(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("left", "kv_cache_gib", "complaint"),
+    [
+        (
+            600 * MIB,
+            1.0,
+            r"^--kv_cache_gib 1: the memory limit leaves \d+ bytes for the KV cache on",
+        ),
+        (300 * MIB, None, "^no memory is left for the KV cache on cpu: 314572800 bytes are free"),
+    ],
+)
+def test_a_kv_cache_that_a_limit_has_no_room_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: int,
+    kv_cache_gib: float | None,
+    complaint: str,
+) -> None:
+    """Else the kernel would kill the process under load."""
+    CgroupTree(tmp_path, version=1).memory("/", limit=1000 * MIB + left, used=1000 * MIB)
+    monkeypatch.setattr(cgroups, "ROOT", tmp_path)
+    settings = ServerSettings(
+        device="cpu", threads=1, kv_cache_gib=kv_cache_gib, max_prefill_tokens=2048
+    )
+    plan = LaunchPlan.prepare(DEMO_SNAPSHOT, settings)
+    with pytest.raises(DeviceError, match=complaint):
+        plan.start_engine()

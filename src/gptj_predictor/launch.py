@@ -12,9 +12,9 @@ from transformers import GPTJConfig
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.devices.cuda_graphs import capture_for
-from gptj_predictor.devices.host import usable_cpus
+from gptj_predictor.devices.host import free_memory, usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
-from gptj_predictor.devices.placement import find_devices, free_bytes, place
+from gptj_predictor.devices.placement import DeviceError, find_devices, free_bytes, place
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
@@ -23,6 +23,7 @@ from gptj_predictor.settings import (
     CPU_KV_CACHE_LIMIT_BYTES,
     CPU_KV_CACHE_SHARE,
     CPU_PREFILL_TOKENS,
+    CPU_RESERVE_BYTES,
     GPU_PREFILL_TOKENS,
     THREAD_BYTES,
     ServerSettings,
@@ -112,6 +113,7 @@ class LaunchPlan:
 
         Raises:
             SnapshotError: a file broke since it was looked at.
+            DeviceError: the KV cache does not fit beside the weights.
         """
         torch.set_num_threads(self.threads)
         with self.phases.measure(Phase.WEIGHTS):
@@ -151,26 +153,55 @@ class LaunchPlan:
         activations = step_bytes(
             config, self.dtype, tokens=max_prefill_tokens, logit_rows=settings.max_batch_size
         )
+        token_bytes = 2 * config.n_embd * self.dtype.itemsize
+        num_pages = kv_cache_pages(
+            {d: self._kv_cache_bytes(d, activations) for d in self.placement.devices},
+            self.placement.layers,
+            page_size=settings.page_size,
+            token_bytes=token_bytes,
+            max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
+        )
+        for device in self.placement.devices:
+            layers = self.placement.layers.count(device)
+            taken = num_pages * settings.page_size * token_bytes * layers
+            if device.type == "cpu" and taken > (room := _cpu_room(activations)):
+                # The kernel would kill the process once the KV cache fills up.
+                raise DeviceError(
+                    f"--kv_cache_gib {settings.kv_cache_gib:g}: the memory limit leaves "
+                    f"{max(0, room)} bytes for the KV cache on {device}, which would take {taken}"
+                )
         return EngineConfig(
             max_batch_size=settings.max_batch_size,
             max_prefill_tokens=max_prefill_tokens,
             page_size=settings.page_size,
-            num_pages=kv_cache_pages(
-                {d: self._kv_cache_bytes(d, activations) for d in self.placement.devices},
-                self.placement.layers,
-                page_size=settings.page_size,
-                token_bytes=2 * config.n_embd * self.dtype.itemsize,
-                max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
-            ),
+            num_pages=num_pages,
             enable_prefix_caching=settings.enable_prefix_caching,
         )
 
     def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:
+        """Bytes for the KV cache on a device.
+
+        Raises:
+            DeviceError: host memory, or what a limit leaves of it, is used up.
+        """
         if self.settings.kv_cache_gib is not None:
             return int(self.settings.kv_cache_gib * 2**30)
+        free = free_bytes(device)
         if device.type == "cuda":
-            return int((free_bytes(device) - activations) * self.settings.kv_cache_share)
-        return min(CPU_KV_CACHE_LIMIT_BYTES, int(free_bytes(device) * CPU_KV_CACHE_SHARE))
+            return int((free - activations) * self.settings.kv_cache_share)
+        size = min(CPU_KV_CACHE_LIMIT_BYTES, int(free * CPU_KV_CACHE_SHARE), _cpu_room(activations))
+        if size <= 0:
+            raise DeviceError(
+                f"no memory is left for the KV cache on {device}: {free} bytes are free beside the "
+                f"weights, a step takes up to {activations} and {CPU_RESERVE_BYTES} are for the "
+                "process itself; raise the memory limit, or lower --max_batch_size"
+            )
+        return size
+
+
+def _cpu_room(activations: int) -> int:
+    """Bytes of host memory that the KV cache may take, so that the largest load still fits."""
+    return free_memory() - activations - CPU_RESERVE_BYTES
 
 
 def step_bytes(config: GPTJConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
 from transformers import GPTJConfig
 
+from gptj_predictor.devices import placement
+from gptj_predictor.devices.cuda_report import CudaReport, report_cuda
 from gptj_predictor.devices.placement import DeviceError, find_devices, place
 from gptj_predictor.model.network import Placement
 from gptj_predictor.snapshot.layout import NetworkLayout
@@ -82,6 +85,58 @@ def test_names() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match=re.escape("--device cpu,cuda:3: this machine has 0")):
             find_devices("cpu,cuda:3")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(placement, "find_trouble", lambda device: None)
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_gpus_by_name() -> None:
+    assert find_devices("cuda") == [GPUS[0]]
+    assert find_devices("cuda:0,cuda:1") == GPUS
+    with pytest.raises(DeviceError, match="cuda:2: this machine has 2 CUDA devices that can"):
+        find_devices("cuda:0,cuda:1,cuda:2")
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_that_cannot_compute_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernel of the build runs on it, for example; the CPU does not take its place."""
+    trouble = "CUDA error: no kernel image is available for execution on the device"
+    monkeypatch.setattr(placement, "find_trouble", {GPUS[0]: None, GPUS[1]: trouble}.get)
+    for named in ("cuda:0,cuda:1", "cuda:0,cuda:1,cpu", "cpu,cuda:1"):
+        with pytest.raises(DeviceError) as caught:
+            find_devices(named)
+        assert str(caught.value).startswith(f"--device {named}: cuda:1 cannot compute: {trouble}; ")
+        assert torch.__version__ in str(caught.value)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="this torch can use a GPU")
+@pytest.mark.parametrize("named", ["cuda", "cuda:0", "cpu,cuda:0"])
+def test_a_gpu_without_cuda_in_torch_is_refused(named: str) -> None:
+    with pytest.raises(DeviceError, match=re.escape(str(report_cuda()))):
+        find_devices(named)
+    assert str(report_cuda()) == f"torch {torch.__version__} is built without CUDA"
+
+
+def test_what_torch_found_in_one_line() -> None:
+    built = partial(CudaReport, torch_version="2.13.0+cu126", cuda_version="12.6")
+    old = built(
+        architectures=("sm_80", "sm_90"),
+        driver=11040,
+        trouble="The NVIDIA driver on your system is too old (found version 11040).",
+    )
+    assert str(old) == (
+        "torch 2.13.0+cu126 is built for CUDA 12.6 (sm_80, sm_90); the driver is for CUDA 11.4; "
+        "devices that it sees: none; "
+        "its reason: The NVIDIA driver on your system is too old (found version 11040)."
+    )
+    none = built(driver=0)
+    assert "there is no driver; devices that it sees: none" in str(none)
+    seen = built(devices=("cuda:0 (NVIDIA A40, sm_86)",))
+    assert str(seen).endswith("devices that it sees: cuda:0 (NVIDIA A40, sm_86)")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,6 +171,31 @@ def test_a_pickle_becomes_shards(
     assert find_snapshot(str(request_.cache / ROOT), Path("/none")) == version
     # Nothing is left but the versions and their pointer.
     assert {path.name for path in (request_.cache / ROOT).iterdir()} == {"CURRENT", "versions"}
+
+
+def check_modes(folder: Path) -> None:
+    """All that is there can be read by everyone."""
+    for path in (folder, *folder.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o755 if path.is_dir() else 0o644), path
+
+
+def test_all_users_may_read_what_a_pull_writes(
+    hub: HubServer, request_: PullRequest, tmp_path: Path
+) -> None:
+    """safetensors makes its files for the owner alone; so did an earlier release of ours."""
+    hub.add(MODEL_ID, pickled(tmp_path))
+    before = os.umask(0o022)
+    try:
+        version = pull(request_)
+        weights = next(version.glob("*.safetensors"))
+        check_modes(request_.cache)
+        for request in (request_, replace(request_, offline=True)):
+            weights.chmod(0o600)
+            assert pull(request) == version
+            check_modes(request_.cache)
+    finally:
+        os.umask(before)
 
 
 def test_only_what_is_needed_is_downloaded_and_once(

@@ -33,6 +33,7 @@ class Faulty:
 
     def __init__(self, server: RunningServer, file: Path) -> None:
         self.server = server
+        self.termination_log = file.with_name("termination-log")
         self._file = file
 
     @contextmanager
@@ -58,8 +59,11 @@ class Faulty:
 
 @contextmanager
 def faulty_server(folder: Path, *flags: str) -> Iterator[Faulty]:
-    file = folder / "fault"
-    with RunningServer(*flags, program=FAULTY_SERVER, FAULT=str(file)) as server:
+    file, log = folder / "fault", folder / "termination-log"
+    log.touch()
+    with RunningServer(
+        *flags, program=FAULTY_SERVER, FAULT=str(file), TERMINATION_LOG=str(log)
+    ) as server:
         server.wait_until_ready()
         yield Faulty(server, file)
 
@@ -142,6 +146,7 @@ def test_faults_that_only_a_restart_mends(
         assert 503 in statuses
         assert statuses[statuses.index(503) :] == [503] * (len(statuses) - statuses.index(503))
         assert faulty.server.log.splitlines()[-1].endswith(cause)
+        assert faulty.termination_log.read_text() == cause
 
 
 def test_the_disk_is_full_and_the_volume_vanishes(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.model.network import Placement
 from gptj_predictor.pull.prune import remove_version
-from gptj_predictor.pull.publish import lease_of, set_tag
+from gptj_predictor.pull.publish import hold_lease, lease_of, set_tag
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_ranges, read_layout
 from gptj_predictor.snapshot.cache import ModelRoot, find_snapshot, in_use
 from gptj_predictor.snapshot.errors import SnapshotError, SnapshotMissingError
@@ -273,3 +275,13 @@ def test_a_loading_server_keeps_its_version(
     load_network(folder, torch.float32, Placement.on(torch.device("cpu"), folder.config.n_layer))
     assert seen == {False}
     assert remove_version(version)
+
+
+def test_who_pulls_is_said_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container filelock notes the PID namespace with the host."""
+    monkeypatch.setattr("filelock._identity._INITIAL_PID_NAMESPACE", 0)
+    root = ModelRoot(tmp_path / "model")
+    with hold_lease(root):
+        assert f"{socket.gethostname()}?pidns-" in root.lock_path.read_text()
+        who = root.describe_pull()
+    assert who.startswith(f"{socket.gethostname()} (process {os.getpid()}), last sign of life 0 s")

@@ -58,6 +58,23 @@ def test_a_loading_server_remembers(version: Path, name: str) -> None:
     assert "run:" not in problem
 
 
+def test_in_a_cluster_the_charts_value_is_named(
+    version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can type a command into a pod that restarts, with a volume that is read-only."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    flip(version / WEIGHTS)
+    with pytest.raises(SnapshotDamagedError) as caught:
+        load(version)
+    assert str(version / WEIGHTS) in str(caught.value)
+    for text in (str(caught.value), run("verify", str(tmp_path)).stderr):
+        assert text.count("run: ") == 1
+        assert (
+            "run: helm upgrade RELEASE CHART --reuse-values --set-string download.verify=" in text
+        )
+        assert "snapshot pull" not in text
+
+
 def test_a_read_only_volume_remembers_nothing(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

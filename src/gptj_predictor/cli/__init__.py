@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from gptj_predictor import __version__
 from gptj_predictor.cli.benchmark import add_benchmark
 from gptj_predictor.cli.errors import SettingsError, StartError, logger
-from gptj_predictor.cli.flags import OneLineParser
+from gptj_predictor.cli.flags import OneLineParser, UsageError
 from gptj_predictor.cli.serve import add_serve
 from gptj_predictor.cli.snapshot import add_snapshot
+from gptj_predictor.cli.termination import write_reason
 
 __all__ = ["SettingsError", "StartError", "build_parser", "main"]
 
@@ -24,15 +25,23 @@ __all__ = ["SettingsError", "StartError", "build_parser", "main"]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0, 1 (could not start) or 2 (wrong settings)."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    flags = build_parser(arguments).parse_args(arguments)
     try:
+        flags = build_parser(arguments).parse_args(arguments)
         flags.run(flags, os.environ)
     except SettingsError as error:
-        return _complain(error, 2)
+        return _complain(arguments, error, 2)
     except StartError as error:
-        return _complain(error, 1)
+        return _complain(arguments, error, 1)
     except KeyboardInterrupt:
         return 130
+    except UsageError as error:
+        write_reason(arguments, error.line, os.environ)
+        raise
+    except SystemExit:
+        raise
+    except BaseException as error:  # a mistake of the program's own, which Python prints
+        write_reason(arguments, _one_line(f"{type(error).__name__}: {error}"), os.environ)
+        raise
     return 0
 
 
@@ -49,12 +58,17 @@ def build_parser(arguments: Sequence[str] = ("serve",)) -> argparse.ArgumentPars
     return parser
 
 
-def _complain(error: Exception, code: int) -> int:
+def _complain(arguments: Sequence[str], error: Exception, code: int) -> int:
     from gptj_predictor.cli.logs import writes_json
 
-    text = " ".join(str(error).split())
+    text = _one_line(str(error))
+    write_reason(arguments, text, os.environ)
     if writes_json():
         logger.critical("%s", text)
     else:
         print(f"gptj-predictor: {text}", file=sys.stderr)
     return code
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

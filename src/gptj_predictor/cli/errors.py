@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 logger = logging.getLogger("gptj_predictor")
 
@@ -32,6 +33,9 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (SettingsError, StartError):
         raise
+    except PermissionError as error:
+        logger.debug("the start failed", exc_info=True)
+        raise StartError(_explain(error)) from error
     except (SnapshotError, OSError, MemoryError, RuntimeError) as error:
         logger.debug("the start failed", exc_info=True)
         raise StartError(str(error) or type(error).__name__) from error
@@ -48,3 +52,13 @@ def one_line_errors() -> Iterator[None]:
         if isinstance(error, TokenizerError):
             raise StartError(str(error)) from error
         raise
+
+
+def _explain(error: PermissionError) -> str:
+    """Who may not read what, if that is it; else what the system says, such as of a port."""
+    from gptj_predictor.common.files import explain_unreadable, is_unreadable
+
+    path = error.filename
+    if isinstance(path, str) and is_unreadable(Path(path)):
+        return explain_unreadable(Path(path), error)
+    return str(error)

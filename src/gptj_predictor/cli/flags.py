@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -28,12 +29,26 @@ ENVIRONMENT_PREFIX = "GPTJ_"
 SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT)(_\w+)?$|_PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?$")
 
 
+class UsageError(SystemExit):
+    """The command line makes no sense; ``line`` says why, and has been printed."""
+
+    def __init__(self, line: str) -> None:
+        super().__init__(2)
+        self.line = line
+
+
 class OneLineParser(argparse.ArgumentParser):
     """Complains in one line instead of repeating the whole usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and end with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        """Print the line and end with exit code 2.
+
+        Raises:
+            UsageError: always.
+        """
+        line = f"{self.prog}: {message}; see {self.prog} --help"
+        print(line, file=sys.stderr)
+        raise UsageError(line)
 
 
 #: Where a command is added; argparse has no public name for the type.

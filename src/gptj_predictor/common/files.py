@@ -1,8 +1,13 @@
-"""Files and folders that are whole on disk, even if the process is killed or the machine stops."""
+"""Files and folders that are whole on disk, even if the process is killed or the machine stops.
+
+Their modes follow the umask, so that other users can read them, and who may not is told why.
+"""
 
 from __future__ import annotations
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -26,11 +31,12 @@ def write_whole(path: Path, content: str | bytes, *, temporary: Path | None = No
 
 
 def put_in_place(temporary: Path, path: Path) -> None:
-    """Give a finished file its name, once its content is on disk.
+    """Give a finished file its name, once its content is on disk; its mode follows the umask.
 
     Raises:
         OSError: it cannot be put on disk, or be renamed.
     """
+    follow_umask(temporary)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)
@@ -58,3 +64,52 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def follow_umask(file: Path) -> None:
+    """Let those read and write a file who may do so with a new one.
+
+    safetensors makes its files for the owner alone. A volume without modes keeps what it has.
+    """
+    with suppress(OSError):
+        mode = stat.S_IMODE(file.stat().st_mode)
+        wanted = mode | (0o666 & ~_umask())
+        if mode != wanted:
+            file.chmod(wanted)
+
+
+def _umask() -> int:
+    """Read without changing it, which would concern all threads (proc(5), Linux 4.7)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    return 0o022
+
+
+def is_unreadable(file: Path) -> bool:
+    """Whether permission is what keeps this process from reading a file that may be there."""
+    return _closed_folder(file) is not None or (file.exists() and not os.access(file, os.R_OK))
+
+
+def explain_unreadable(file: Path, error: OSError) -> str:
+    """Why a file cannot be read, in one clause; without permission, who may not read what."""
+    if not isinstance(error, PermissionError):
+        return f"{file} cannot be read: {error.strerror or error}"
+    folder = _closed_folder(file)
+    what = folder or file
+    try:
+        found = what.stat()
+    except OSError:
+        return f"{file} cannot be read: user id {os.geteuid()} has no permission"
+    mode = f"mode {stat.S_IMODE(found.st_mode):04o}, owner {found.st_uid}, group {found.st_gid}"
+    if folder is None:
+        return f"user id {os.geteuid()} cannot read {file} ({mode})"
+    return f"{file} cannot be read: user id {os.geteuid()} cannot enter {folder} ({mode})"
+
+
+def _closed_folder(file: Path) -> Path | None:
+    """The first folder above a file that this process may not enter."""
+    for folder in reversed(file.absolute().parents):
+        if not os.access(folder, os.X_OK):
+            return folder if os.access(folder, os.F_OK) else None
+    return None

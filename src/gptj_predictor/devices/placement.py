@@ -10,6 +10,7 @@ from accelerate.utils import infer_auto_device_map
 from torch import nn
 
 from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.devices.cuda_report import find_trouble, report_cuda
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import Placement
 from gptj_predictor.settings import CPU_WEIGHT_SHARE, GPU_WEIGHT_SHARE
@@ -22,8 +23,10 @@ class DeviceError(ValueError):
 def find_devices(wanted: str) -> list[torch.device]:
     """The devices that ``--device`` names; for ``auto`` all GPUs, then the CPU.
 
+    A GPU that is named is used or refused: nothing else takes its place.
+
     Raises:
-        DeviceError: one of them does not exist, or is named twice.
+        DeviceError: one of them does not exist, cannot compute, or is named twice.
     """
     count = torch.cuda.device_count()
     if wanted == "auto":
@@ -34,7 +37,15 @@ def find_devices(wanted: str) -> list[torch.device]:
         if device.type == "cuda":
             device = torch.device("cuda", device.index or 0)
             if device.index >= count:
-                raise DeviceError(f"--device {wanted}: this machine has {count} CUDA devices")
+                raise DeviceError(
+                    f"--device {wanted}: this machine has {count} CUDA devices that can be used; "
+                    f"{report_cuda()}"
+                )
+            trouble = find_trouble(device)
+            if trouble is not None:
+                raise DeviceError(
+                    f"--device {wanted}: {device} cannot compute: {trouble}; {report_cuda()}"
+                )
         if device in devices:
             raise DeviceError(f"--device {wanted}: {device} is named twice")
         devices.append(device)

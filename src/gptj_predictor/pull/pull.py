@@ -19,6 +19,7 @@ import errno
 from contextlib import suppress
 from pathlib import Path
 
+from gptj_predictor.common.files import follow_umask
 from gptj_predictor.common.progress import say
 from gptj_predictor.pull.build import build
 from gptj_predictor.pull.describe import describe, is_described
@@ -67,6 +68,8 @@ def _run_stages(job: Job) -> Path:
     if version is None:
         plan = make_plan(job, resolve(job))
         version = _find_published(job, plan) or _make(job, plan)
+    for file in version.iterdir():  # those of an earlier release were for their owner alone
+        follow_umask(file)
     set_current(job.root, version.name)
     if job.request.tag is not None:
         set_tag(job.root, job.request.tag, version.name)

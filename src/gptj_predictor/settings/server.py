@@ -23,6 +23,10 @@ CPU_PREFILL_TOKENS = 256
 CPU_KV_CACHE_SHARE = 0.25
 CPU_KV_CACHE_LIMIT_BYTES = 4 * 2**30
 
+#: Host memory that the KV cache on a CPU leaves free beside a step's: for requests, answers, the
+#: threads' own memory, and what the allocator holds back.
+CPU_RESERVE_BYTES = 256 * 2**20
+
 #: Share of a GPU's free memory that weights may fill; the rest is for the KV cache and activations.
 GPU_WEIGHT_SHARE = 0.85
 #: The same for host memory, of which a server needs little else.

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from filelock import SoftFileLease
 
+from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.progress import readable
 from gptj_predictor.settings import DEFAULT_MODEL_ID, wire_name
 from gptj_predictor.snapshot.advice import pull_command, repull_command
@@ -94,7 +95,9 @@ class ModelRoot:
             name = self.current_path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise SnapshotError(explain_unreadable(self.current_path, error)) from error
+        except UnicodeDecodeError as error:
             raise SnapshotError(f"{self.current_path} cannot be read: {error}") from error
         version = self._version(name)
         if version is None:
@@ -109,7 +112,9 @@ class ModelRoot:
             name = (self.tags_path / tag).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return None
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise SnapshotError(explain_unreadable(self.tags_path / tag, error)) from error
+        except UnicodeDecodeError as error:
             raise SnapshotError(f"{self.tags_path / tag} cannot be read: {error}") from error
         return self._version(name)
 
@@ -160,7 +165,10 @@ class ModelRoot:
         if since is None:
             return "it has just ended"
         owner = SoftFileLease(self.lock_path, lease_duration=LEASE_SECONDS).owner
-        who = f"{owner.hostname} (process {owner.pid})" if owner is not None else "someone"
+        who = "someone"
+        if owner is not None:
+            # filelock adds the PID namespace, because two containers may have the same process ids.
+            who = f"{owner.hostname.partition('?pidns-')[0]} (process {owner.pid})"
         size = readable(self.unfinished_bytes())
         return f"{who}, last sign of life {since:.0f} s ago, {size} so far"
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, GPTJConfig
 
 from gptj_predictor.common.dtypes import FLOAT_DTYPES
+from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.cache import ModelRoot, repair_command
@@ -222,6 +223,8 @@ def read_header(file: Path, *, constants: bool = False) -> dict[str, StoredTenso
         return tensors
     except SnapshotError:
         raise
+    except PermissionError as error:
+        raise SnapshotError(explain_unreadable(file, error)) from error
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise SnapshotError(
             f"{file} is not a whole safetensors file ({error}); fetch it again"
@@ -264,6 +267,8 @@ def read_json_object(file: Path) -> dict[str, object]:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SnapshotError(f"{file} is missing") from None
+    except PermissionError as error:
+        raise SnapshotError(explain_unreadable(file, error)) from error
     except (OSError, ValueError, RecursionError) as error:
         raise SnapshotError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import GPTJConfig
 
+from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
@@ -106,7 +107,9 @@ def _load_safetensors(
                 stack.callback(os.close, descriptors[path])
                 size = os.fstat(descriptors[path]).st_size
                 files.append(WeightFile(path, size, *read_layout(path)))
-            except (OSError, ValueError, LookupError, TypeError) as error:
+            except OSError as error:
+                raise SnapshotError(explain_unreadable(path, error)) from error
+            except (ValueError, LookupError, TypeError) as error:
                 raise SnapshotError(f"{path} cannot be read: {error}") from error
         plan = plan_load(files, folder.tensors, builder.layout.places, manifest)
         BlockLoader(builder, descriptors).run(plan)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gptj_predictor.common.files import write_whole
+from gptj_predictor.common.files import explain_unreadable, write_whole
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 
@@ -88,7 +88,7 @@ class Manifest:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise SnapshotError(f"{file} cannot be read: {error.strerror}") from error
+            raise SnapshotError(explain_unreadable(file, error)) from error
         try:
             content = json.loads(raw)
             if content["format"] != FORMAT:
@@ -129,7 +129,7 @@ class Manifest:
         except FileNotFoundError:
             raise SnapshotDamagedError(f"{file} is missing; the manifest names it") from None
         except OSError as error:
-            raise SnapshotError(f"{file} cannot be read: {error.strerror}") from error
+            raise SnapshotError(explain_unreadable(file, error)) from error
         if hashlib.sha256(content).hexdigest() != record.sha256:
             raise SnapshotDamagedError(f"{file} is damaged: its SHA-256 is not the manifest's")
         return content

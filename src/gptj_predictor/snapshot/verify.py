@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.progress import Progress
 from gptj_predictor.snapshot.advice import prune_command
 from gptj_predictor.snapshot.cache import ModelRoot, find_roots, in_use, repair_command
@@ -152,7 +153,7 @@ def _compare_digests(version: Path, files: dict[str, FileRecord], found: _Findin
         for name, result in zip(files, pool.map(digest, files), strict=True):
             file = version / name
             if isinstance(result, OSError):
-                found.unreadable.append(f"{file} cannot be read: {result.strerror}")
+                found.unreadable.append(explain_unreadable(file, result))
             elif result != files[name].sha256:
                 found.damaged.append(f"{file} is damaged: its SHA-256 is not the manifest's")
 
