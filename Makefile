@@ -14,10 +14,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 BUILDER := $(firstword $(foreach name,docker podman buildah,$(if $(shell command -v $(name)),$(name))))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-fast test-all lint format bench docs walk image package chart chart-lint lock demo clean
+.PHONY: help serve test test-fast test-all test-cluster lint format bench docs walk image package chart chart-lint lock demo clean
 
 help: ## Say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 serve: $(VENV)/.serve ## Serve the bundled demo snapshot on port 8080 (PORT=...)
 	$(BIN)/gptj-predictor serve --http_port $(PORT)
@@ -34,6 +34,9 @@ test-fast: $(VENV)/.dev ## Run the tests that need no process of their own and n
 
 test-all: lint ## The whole test suite with the large counts
 	$(PYTEST) --large
+
+test-cluster: $(VENV)/.dev ## Test image and chart on the cluster that KUBECONFIG names (CLUSTER_IMAGE=...)
+	$(BIN)/pytest tests/cluster --cluster --verbose
 
 lint: $(VENV)/.dev ## Check style, formatting, types, files and workflows
 	$(BIN)/ruff check .
@@ -86,7 +89,8 @@ demo: $(VENV)/.dev ## Train the bundled demo snapshot anew
 	$(BIN)/python tools/make_demo_snapshot.py --output src/gptj_predictor/demo/snapshot
 
 clean: ## Remove the virtual environment, caches and what was built
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis benchmark-results dist site
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis benchmark-results \
+	  cluster-reports dist site
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -56,15 +56,19 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--large", action="store_true", help="run the large counts")
+    parser.addoption("--cluster", action="store_true", help="run what needs a cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what only ``make test-all`` runs; pytest says how many that are."""
-    if config.getoption("--large"):
-        return
-    large = [item for item in items if item.get_closest_marker("large")]
-    config.hook.pytest_deselected(items=large)
-    items[:] = [item for item in items if item not in large]
+    """Leave out what ``make test-all`` or ``make test-cluster`` runs; pytest says how many."""
+    out = [
+        item
+        for item in items
+        for option in ("large", "cluster")
+        if item.get_closest_marker(option) and not config.getoption(f"--{option}")
+    ]
+    config.hook.pytest_deselected(items=out)
+    items[:] = [item for item in items if item not in out]
 
 
 @pytest.fixture(scope="session")

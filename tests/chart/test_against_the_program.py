@@ -28,6 +28,8 @@ from tests.support.servers import RunningServer, environment, free_port
 
 pytestmark = pytest.mark.slow  # kserve's and torch's imports
 
+ON_CPUS: Values = {"gpu": {"count": 0}}
+
 
 def literal_environment(container: Object) -> dict[str, str]:
     """The variables whose value is in the container's spec."""
@@ -54,6 +56,9 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
     probe = container["startupProbe"]
     assert settings.wait_for_snapshot == probe["periodSeconds"] * probe["failureThreshold"]
     assert flags.http_port == container["ports"][0]["containerPort"]
+    gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+    devices = [f"cuda:{index}" for index in range(gpus)]
+    assert settings.device == (",".join(devices) or "auto")
     assert not flags.enable_grpc  # Knative gives a container one port
     mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
     for path in (settings.api_key_file, flags.ssl_certfile, flags.ssl_keyfile):
@@ -100,7 +105,8 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
     with HubServer() as hub:
         hub.add(MODEL_ID, pickled(tmp_path / "hub"), gated_token="secret")
         [token] = [one["name"] for one in pull["env"]]
-        arguments = (*container["args"][1:], "--cache", cache)
+        # The last flag wins: this machine need have no GPU.
+        arguments = (*container["args"][1:], "--cache", cache, "--device", "cpu")
         with RunningServer(*arguments, grpc=False, **literal_environment(container)) as server:
             run_job(pull, "--dest", cache, **{token: "secret"}, HF_ENDPOINT=hub.endpoint)
             server.wait_until(container["startupProbe"]["httpGet"]["path"], 200)
@@ -116,7 +122,7 @@ def test_from_install_to_prediction(tmp_path: Path) -> None:
     output = job["args"][job["args"].index("--output") + 1]
     here = tmp_path / "cache" / Path(output).relative_to("/mnt/models")
     for _ in range(2):
-        log = run_job(job, "--cache", cache, "--output", str(here))
+        log = run_job(job, "--cache", cache, "--output", str(here), "--device", "cpu")
         assert re.search(r"\| *tokens \| *V100 \|", log)
         cells = json.loads((here / "results.json").read_text())["cells"]
         measured = [(cell["batch"], cell["tokens"], cell["status"]) for cell in cells]
@@ -168,7 +174,7 @@ def run_test_pod(
 def test_a_replica_that_stops_loses_nothing() -> None:
     """As where routers learn late: they still send for a while after the signal."""
     times = {"drainDelaySeconds": 2, "terminationGracePeriodSeconds": 20}
-    release = render(MODES["standard"], times, {"download": {"enabled": False}})
+    release = render(MODES["standard"], ON_CPUS, times, {"download": {"enabled": False}})
     container = release.container
     with RunningServer(*container["args"][1:], "--model", str(DEMO_SNAPSHOT)) as server:
         ready = container["readinessProbe"]["httpGet"]["path"]
@@ -189,7 +195,7 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         "tls": {"existingSecret": "certificate"},
         "download": {"enabled": False},
     }
-    release = render(MODES["standard"], values)
+    release = render(MODES["standard"], ON_CPUS, values)
     container = release.container
     folders = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     authority = Authority()

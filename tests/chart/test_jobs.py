@@ -49,6 +49,20 @@ def test_a_changed_job_is_another_job() -> None:
     assert [job["metadata"]["name"] for job in same] == names
 
 
+def test_verify_makes_another_job() -> None:
+    """The mending of a damaged model cache: any new text runs the pull again, with --verify."""
+
+    def pull(verify: object) -> tuple[str, list[str]]:
+        job = render({"download": {"verify": verify}}).one("Job")
+        [container] = job["spec"]["template"]["spec"]["containers"]
+        return job["metadata"]["name"], container["args"]
+
+    jobs = {verify: pull(verify) for verify in ("", "2026-11-25", 'again: #2 "', 20261125, 0)}
+    assert len({name for name, _ in jobs.values()}) == 5
+    assert [verify for verify, (_, args) in jobs.items() if "--verify" not in args] == [""]
+    assert pull("")[0] == render().one("Job")["metadata"]["name"]
+
+
 def test_benchmarks_of_different_machines_are_kept_apart() -> None:
     base: Values = {"benchmark": {"batchSize": 2, "only": True}}
 
@@ -79,6 +93,47 @@ def test_time_to_live_and_tries() -> None:
         assert job["spec"]["ttlSecondsAfterFinished"] == 60
         assert job["spec"]["backoffLimit"] == 3
     assert "ttlSecondsAfterFinished" not in render().one("Job")["spec"]
+
+
+def test_extra_arguments_may_be_numbers() -> None:
+    """As ``--set 'benchmark.extraArgs={--max_tokens,256}'`` makes them."""
+    given = [
+        "--max_tokens",
+        256,
+        "--a",
+        50_000_000,
+        "--b",
+        0.25,
+        "--c",
+        -3,
+        "--d",
+        True,
+        "--e",
+        "1e3",
+    ]
+    release = render({"benchmark": {"batchSize": 1, "extraArgs": given}, "extraArgs": given}, MANY)
+    [benchmark] = release.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
+    words = [
+        "--max_tokens",
+        "256",
+        "--a",
+        "50000000",
+        "--b",
+        "0.25",
+        "--c",
+        "-3",
+        "--d",
+        "true",
+        "--e",
+        "1e3",
+    ]
+    assert release.container["args"][-len(words) :] == words
+    assert benchmark["args"][-len(words) - 3 : -3] == words
+
+
+def test_the_test_leaves_no_pod_unless_it_failed() -> None:
+    annotations = render().one("Pod")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from tests.support.charts import CHART, Release, Values, merged, render
         ({"region": {"values": ["x"]}}, ["podspec-affinity"]),
         ({"nodeSelector": {"a": "b"}}, ["podspec-nodeselector"]),
         ({"tolerations": [{"operator": "Exists"}]}, ["podspec-tolerations"]),
+        ({"gpu": {"tolerateTaint": True}}, ["podspec-tolerations"]),
+        ({"gpu": {"tolerateTaint": True, "count": 0}}, []),
         (
             {"topologySpreadConstraints": [{"maxSkew": 1}]},
             ["podspec-topologyspreadconstraints"],

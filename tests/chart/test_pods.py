@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.chart_values import EVERYTHING, MANY
-from tests.support.charts import Release, render
+from tests.support.chart_values import EVERYTHING, MANY, MODES
+from tests.support.charts import Object, Release, Values, render
 
 
 @pytest.mark.slow
@@ -38,6 +38,16 @@ def test_every_container_writes_only_where_it_may(releases: dict[str, Release]) 
                 assert not mounts["/tmp"].get("readOnly")
             names = {volume["name"] for volume in pod.get("volumes", [])}
             assert {mount["name"] for mount in mounts.values()} == names
+
+
+@pytest.mark.slow
+def test_the_reason_of_an_end_is_in_the_pods_status(releases: dict[str, Release]) -> None:
+    """The file that the program writes to, or the log where it could not write."""
+    for release in releases.values():
+        for pod in release.pods():
+            [container] = pod["containers"]
+            assert container["terminationMessagePath"] == "/dev/termination-log"
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
 @pytest.mark.slow
@@ -89,6 +99,49 @@ def test_gpu_and_region_are_in_every_term() -> None:
         [gpu, region],
     ]
     assert "matchFields" in terms[1]
+
+
+@pytest.mark.parametrize(
+    ("count", "devices"),
+    [(0, None), (1, "cuda:0"), (2, "cuda:0,cuda:1"), (3, "cuda:0,cuda:1,cuda:2")],
+)
+def test_the_requested_gpus_are_named(count: int, devices: str | None) -> None:
+    """With none that can be used the server ends, and does not serve on the CPU."""
+    release = render({"gpu": {"count": count}, "benchmark": {"batchSize": 1}}, MANY)
+    [benchmark] = release.one("Job", "benchmark")["spec"]["template"]["spec"]["containers"]
+    [pull] = release.one("Job", "pull")["spec"]["template"]["spec"]["containers"]
+    assert "--device" not in pull["args"]
+    for container in (release.container, benchmark):
+        args = container["args"]
+        assert args.count("--device") == (devices is not None)
+        if devices:
+            assert args[args.index("--device") + 1] == devices
+            assert len(devices.split(",")) == int(
+                container["resources"]["limits"]["nvidia.com/gpu"]
+            )
+
+
+TAINT = {"key": "amd.com/gpu", "operator": "Exists"}
+
+
+@pytest.mark.parametrize(
+    ("mode", "tolerate", "predictor"),
+    [("standard", False, True), ("knative", False, False), ("knative", True, True)],
+)
+@pytest.mark.parametrize("given", [[], [TAINT], [{"key": "a"}]])
+def test_the_taint_of_gpu_nodes(
+    mode: str, tolerate: bool, predictor: bool, given: list[Object]
+) -> None:
+    """Knative's predictor needs a flag for it; all other pods tolerate it without a word."""
+    gpu = {"resource": "amd.com/gpu", "tolerateTaint": tolerate}
+    values: Values = {"gpu": gpu, "benchmark": {"batchSize": 1}, "tolerations": given}
+    release = render(MODES[mode], MANY, values)
+    wanted = given if TAINT in given else [*given, TAINT]
+    assert release.predictor.get("tolerations", []) == (wanted if predictor else given)
+    others = [pod for pod in release.pods() if pod != release.predictor]
+    assert [pod["tolerations"] for pod in others] == [wanted] * 3
+    none = render(MODES[mode], MANY, values, {"gpu": {"count": 0}})
+    assert [pod.get("tolerations", []) for pod in none.pods()] == [given] * 4
 
 
 def test_gpus() -> None:

@@ -92,6 +92,10 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"download": {"enabled": False}, "model": {"revision": "abc"}},
         "model.revision abc with download.enabled false",
     ),
+    (
+        {"download": {"enabled": False, "verify": "2026-11-25"}},
+        "download.verify 2026-11-25 with download.enabled false",
+    ),
     ({"drainDelaySeconds": 300}, "drainDelaySeconds 300: less than the 300 s of timeoutSeconds"),
     (
         merged(STANDARD, {"drainDelaySeconds": 60}),
@@ -321,7 +325,7 @@ BAD: list[tuple[str, object]] = [
     ("extraEnv", {"A": "b"}),
     ("extraEnv", [{"name": "A", "value": 1}]),
     ("extraArgs", "--max_batch_size 8"),
-    ("extraArgs", [8]),
+    ("extraArgs", [{}]),
     ("tolerations", {}),
     ("podDisruptionBudget.maxUnavailable", "half"),
     ("allow.everything", True),
@@ -378,6 +382,8 @@ GOOD: list[tuple[str, object]] = [
     ("podDisruptionBudget.maxUnavailable", "50%"),
     ("securityContext.runAsUser", 1000),
     ("podSecurityContext", {}),
+    ("extraArgs", [8]),
+    ("benchmark.extraArgs", ["--max_tokens", 256]),
     ("global", {"storageClass": "fast"}),
     ("trustedProxies", []),
     ("trustedProxies", ["10.0.0.0/8", "::1", "fd00::/8"]),

@@ -21,7 +21,7 @@ from tests.support.charts import (
 )
 
 #: The oldest version that Chart.yaml allows, and the newest with a schema.
-KUBERNETES = ("1.25", "1.37")
+KUBERNETES = ("1.27", "1.37")
 
 #: Custom resources: kubernetes-validate has no schema for them.
 CUSTOM = {"InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
@@ -47,6 +47,11 @@ def test_lint(example: str | None) -> None:
     assert report["errors"] == []
     # 1 is information: that there is no icon.
     assert [one for one in report["messages"] if one["severity"] > 1] == []
+
+
+def test_the_oldest_kubernetes_is_the_one_that_is_tested() -> None:
+    with helm_python.Chart.load(CHART) as chart:
+        assert chart.metadata["kubeVersion"] == f">={KUBERNETES[0]}.0-0"
 
 
 def test_chart_and_package_have_one_version() -> None:
@@ -167,6 +172,9 @@ def test_optional_parts() -> None:
         "serving.kserve.io/inferenceservice": release.one("InferenceService")["metadata"]["name"]
     }
     assert release.one("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == selected
+    # A node with a crashing replica can be drained.
+    budget = release.one("PodDisruptionBudget")["spec"]
+    assert budget["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
     assert release.one("PodMonitor")["spec"]["selector"]["matchLabels"] == selected
     assert release.one("PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"] == "user-port"
     predictor = release.one("NetworkPolicy", "predictor")["spec"]

@@ -145,6 +145,7 @@ DERIVED = {
         "--http_port",
         "--enable_grpc",
         "--tag",
+        "--device",
         "--max_request_seconds",
         "--grace_period",
         "--trusted_proxies",
@@ -153,8 +154,8 @@ DERIVED = {
         "--ssl_certfile",
         "--ssl_keyfile",
     },
-    PULL: {"--dest", "--tag"},
-    BENCHMARK: {"--wait_for_snapshot", "--tag", "--output", "--resume"},
+    PULL: {"--dest", "--tag", "--verify"},
+    BENCHMARK: {"--wait_for_snapshot", "--tag", "--device", "--output", "--resume"},
 }
 
 #: Settings without a value of their own; extraArgs, extraEnv and benchmark.extraArgs can set them.
@@ -175,7 +176,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "wait_for_snapshot",  # made from progressDeadline and probes.startup
         "model_id",  # only for --model_name, which the chart always gives
         "check_digests",
-        "device",
+        "device",  # made from gpu.count
         "threads",
         "max_batch_size",
         "max_prefill_tokens",
@@ -215,7 +216,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "tag",  # made from model.revision and model.precision
         "retries",
         "offline",
-        "verify",
+        "verify",  # download.verify, which is any text
         "keep_source",
     },
 }

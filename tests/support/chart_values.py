@@ -54,7 +54,7 @@ EVERYTHING: Values = {
             "repetition_penalty": 1.1,
         },
     },
-    "download": {"hfToken": {"existingSecret": "hub"}, "ttl": 60},
+    "download": {"hfToken": {"existingSecret": "hub"}, "ttl": 60, "verify": "2026-11-25"},
     "benchmark": {"batchSize": 2, "extraArgs": ["--rounds", "2"]},
     "cache": {"accessModes": ["ReadWriteMany"], "annotations": {"argocd/prune": "no"}},
     "shm": "1Gi",

@@ -46,6 +46,9 @@ INCLUDE = re.compile(r'^--8<-- "([^":]+)(?::(\d+))?"$', re.MULTILINE)
 #: Numbers with their units, and the commits in the names of versions.
 NUMBER = re.compile(r"\b[0-9a-f]{12,40}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
 
+#: Flags of Helm without a value, which change nothing of what is rendered here.
+SWITCHES = ("--reuse-values",)
+
 #: The server's address in the documents.
 ADDRESS = "localhost:8080"
 
@@ -209,16 +212,16 @@ def helm_commands(document: str) -> Iterator[tuple[str, list[str]]]:
 
 def render_command(words: list[str]) -> Release:
     """Render what a ``helm install`` would install."""
-    name, chart, *options = words[2:]
+    name, chart, *options = [word for word in words[2:] if word not in SWITCHES]
     assert (ROOT / chart).is_dir(), chart
     values: list[dict[str, Any]] = []
     namespace = "default"
     for flag, value in zip(options[::2], options[1::2], strict=True):
         if flag in ("-f", "--values"):
             values.append(yaml.safe_load((ROOT / value).read_text()))
-        elif flag == "--set":
-            path, _, setting = value.partition("=")
-            values.append(nested(path, yaml.safe_load(setting)))
+        elif flag in ("--set", "--set-string"):
+            path, _, text = value.partition("=")
+            values.append(nested(path, text if flag == "--set-string" else yaml.safe_load(text)))
         elif flag in ("-n", "--namespace"):
             namespace = value
         else:

@@ -1,12 +1,18 @@
-"""A small Hugging Face hub on loopback, for the real ``huggingface_hub`` client.
+"""A small Hugging Face hub for the real ``huggingface_hub`` client, on loopback or as a program.
 
 It has two ports. The client follows a redirect that stays at the hub, but takes a file's metadata
 from a redirect that leaves it, so large files are sent by a "CDN" at another port, as the real
 hub does. There is no Xet.
+
+The cluster suite runs this file in a pod of the predictor's image, so it imports no other file of
+the tests:
+
+    python hub.py --name hub.models.svc --ports 8000 8001 EleutherAI/gpt-j-6B owner/gated=TOKEN
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import io
@@ -192,11 +198,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # closing waits for them
     request_queue_size = 64
 
-    def __init__(self, hub: HubServer) -> None:
+    def __init__(self, hub: HubServer, listen: str, port: int, name: str) -> None:
         self.hub = hub
         self._connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
+        super().__init__((listen, port), _Handler)
+        self.url = f"http://{name}:{self.server_port}"
         self.thread = threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -223,7 +229,22 @@ class _Server(ThreadingHTTPServer):
 class HubServer:
     """The hub; serves between ``with`` and its end. ``endpoint`` is for HF_ENDPOINT."""
 
-    def __init__(self, *, chunk_delay: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        chunk_delay: float = 0.0,
+        listen: str = "127.0.0.1",
+        ports: tuple[int, int] = (0, 0),
+        name: str = "127.0.0.1",
+    ) -> None:
+        """Bind both ports.
+
+        Args:
+            chunk_delay: Seconds between two chunks of a body.
+            listen: Address to listen at.
+            ports: The hub's and the CDN's; 0 takes any that is free.
+            name: The host's name in the addresses that clients get.
+        """
         self._chunk_delay = chunk_delay
         self._lock = threading.Lock()
         self._closed = threading.Event()
@@ -231,7 +252,7 @@ class HubServer:
         self._large: dict[str, _File] = {}
         self._seen: list[Seen] = []
         self._failures: list[tuple[str, str | None, Failure]] = []
-        self._hub, self._cdn = _Server(self), _Server(self)
+        self._hub, self._cdn = (_Server(self, listen, port, name) for port in ports)
         self.endpoint = self._hub.url
 
     def __enter__(self) -> Self:
@@ -341,3 +362,27 @@ class HubServer:
         model |= {"private": False, "disabled": False, "gated": gated, "tags": []}
         body = json.dumps(files if tree else model).encode()
         return 200, {"Content-Type": "application/json; charset=utf-8"}, body
+
+
+def main() -> None:
+    """Serve the demo snapshot under the given names until the process is ended."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--listen", default="0.0.0.0", help="address to listen at")
+    parser.add_argument("--ports", type=int, nargs=2, default=(8000, 8001), help="hub and CDN")
+    parser.add_argument("--name", required=True, help="the host's name, as clients know it")
+    parser.add_argument("model", nargs="+", help="OWNER/NAME, or OWNER/NAME=TOKEN for a gated one")
+    arguments = parser.parse_args()
+    from gptj_predictor.demo import DEMO_SNAPSHOT  # noqa: PLC0415  # the tests' hub has other files
+
+    files = {path.name: path for path in DEMO_SNAPSHOT.iterdir() if path.suffix != ".md"}
+    hub = HubServer(listen=arguments.listen, ports=tuple(arguments.ports), name=arguments.name)
+    for model in arguments.model:
+        repo, _, token = model.partition("=")
+        hub.add(repo, files, gated_token=token or None)
+    with hub:
+        print(f"serving {', '.join(arguments.model)} at {hub.endpoint}", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

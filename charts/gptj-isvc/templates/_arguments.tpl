@@ -1,5 +1,18 @@
 {{/* Command lines of the containers. Each template prints a JSON list of strings. */}}
 
+{{/* A list's numbers and booleans as strings. Call: LIST. A whole number of a values file is a float. */}}
+{{- define "gptj.strings" -}}
+{{- $strings := list -}}
+{{- range . -}}
+{{- $string := toString . -}}
+{{- if kindIs "float64" . -}}
+{{- $string = ternary (int64 . | toString) $string (eq (float64 (int64 .)) .) -}}
+{{- end -}}
+{{- $strings = append $strings $string -}}
+{{- end -}}
+{{- toJson $strings -}}
+{{- end }}
+
 {{/*
 The pull gives its version a tag made from revision and precision. The server and the benchmark wait
 for that tag. So after an upgrade to another revision or precision, no replica serves the old version.
@@ -22,9 +35,21 @@ cards in gpu.labelValues are of these two.
 {{- ternary "fp16" .Values.model.precision (and $old (eq .Values.model.precision "auto")) -}}
 {{- end }}
 
+{{/*
+The GPUs of the container, all of them by name. With "auto" a process that finds none would run on the
+CPU, and hold the GPUs all the same.
+*/}}
+{{- define "gptj.deviceArgs" -}}
+{{- $devices := list -}}
+{{- range until (int .Values.gpu.count) -}}
+{{- $devices = append $devices (printf "cuda:%d" .) -}}
+{{- end -}}
+{{- ternary (list "--device" (join "," $devices)) list (gt (len $devices) 0) | toJson -}}
+{{- end }}
+
 {{- define "gptj.serveArgs" -}}
 {{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) "--enable_grpc" "false" -}}
-{{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) -}}
+{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) -}}
 {{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
 {{- $args = concat $args (include "gptj.metricsArgs" . | fromJsonArray) -}}
 {{- range $flag, $value := dict "--max_queued_requests" .Values.queue.maxRequests "--max_queued_tokens" .Values.queue.maxTokens -}}
@@ -37,7 +62,7 @@ cards in gpu.labelValues are of these two.
 {{- $args = concat $args (list (printf "--%s" $name) (toString $value)) -}}
 {{- end -}}
 {{- end -}}
-{{- concat $args .Values.extraArgs | toJson -}}
+{{- concat $args (include "gptj.strings" .Values.extraArgs | fromJsonArray) | toJson -}}
 {{- end }}
 
 {{/*
@@ -70,6 +95,9 @@ little before whoever waits for it gives up.
 
 {{- define "gptj.pullArgs" -}}
 {{- $args := list "snapshot" "pull" .Values.model.id "--revision" .Values.model.revision "--precision" (include "gptj.storedPrecision" .) "--dest" "/mnt/models" -}}
+{{- if ne (toString .Values.download.verify) "" -}}
+{{- $args = append $args "--verify" -}}
+{{- end -}}
 {{- concat $args (include "gptj.tagArgs" . | fromJsonArray) | toJson -}}
 {{- end }}
 
@@ -79,7 +107,7 @@ of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
-{{- $args = concat $args (include "gptj.tagArgs" . | fromJsonArray) .Values.benchmark.extraArgs -}}
+{{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) (include "gptj.strings" .Values.benchmark.extraArgs | fromJsonArray) -}}
 {{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
 {{- concat $args (list "--output" (printf "/mnt/models/benchmarks/%s-%s" (include "gptj.name" .) $hash) "--resume") | toJson -}}

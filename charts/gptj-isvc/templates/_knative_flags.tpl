@@ -7,7 +7,7 @@ needs. Without a flag, Knative refuses the field of the pod that the flag is for
 {{- $flags := dict -}}
 {{- if include "gptj.affinity" (dict "root" . "gpu" true) }}{{ $_ := set $flags "kubernetes.podspec-affinity" "enabled" }}{{ end -}}
 {{- if $v.nodeSelector }}{{ $_ := set $flags "kubernetes.podspec-nodeselector" "enabled" }}{{ end -}}
-{{- if $v.tolerations }}{{ $_ := set $flags "kubernetes.podspec-tolerations" "enabled" }}{{ end -}}
+{{- if or $v.tolerations (and $v.gpu.count $v.gpu.tolerateTaint) }}{{ $_ := set $flags "kubernetes.podspec-tolerations" "enabled" }}{{ end -}}
 {{- if $v.topologySpreadConstraints }}{{ $_ := set $flags "kubernetes.podspec-topologyspreadconstraints" "enabled" }}{{ end -}}
 {{- if $v.priorityClassName }}{{ $_ := set $flags "kubernetes.podspec-priorityclassname" "enabled" }}{{ end -}}
 {{- if and $v.gpu.count $v.runtimeClassName }}{{ $_ := set $flags "kubernetes.podspec-runtimeclassname" "enabled" }}{{ end -}}

@@ -10,6 +10,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if $problems -}}
 {{- fail (printf "these values do not fit together:\n  - %s\n" (join "\n  - " $problems)) -}}
 {{- end -}}
+{{- with include "gptj.missing" (dict "root" . "has" (.Capabilities.APIVersions | toJson | fromJsonArray)) | fromJsonArray -}}
+{{- fail (printf "this cluster lacks what these values need:\n  - %s\n" (join "\n  - " .)) -}}
+{{- end -}}
 {{- end }}
 
 {{- define "gptj.validate.name" -}}
@@ -192,6 +195,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- with .Values.model -}}
 {{- if and (not $.Values.download.enabled) (ne .revision "main") -}}
 {{- $problems = append $problems (printf "model.revision %s with download.enabled false: no Job pulls it; the server takes the latest pull in the model cache" .revision) -}}
+{{- end -}}
+{{- if and (not $.Values.download.enabled) (ne (toString $.Values.download.verify) "") -}}
+{{- $problems = append $problems (printf "download.verify %v with download.enabled false: no Job reads the model cache" $.Values.download.verify) -}}
 {{- end -}}
 {{- if and .defaults.min_length .defaults.max_length (gt (int .defaults.min_length) (int .defaults.max_length)) -}}
 {{- $problems = append $problems (printf "model.defaults.min_length %d is above model.defaults.max_length %d" (int .defaults.min_length) (int .defaults.max_length)) -}}

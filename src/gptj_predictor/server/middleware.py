@@ -259,8 +259,8 @@ class BodyLimit:
 
 
 def header(scope: Scope, name: bytes, default: bytes) -> bytes:
-    """The last header of a name, which is in lower case."""
-    values = [value for key, value in scope["headers"] if key.lower() == name]
+    """The last header of a name, which is in lower case as ASGI has all names."""
+    values = [value for key, value in scope["headers"] if key == name]
     return values[-1] if values else default
 
 

@@ -1,0 +1,32 @@
+{{/*
+What the cluster lacks for these values, a JSON list of problems. Call: dict "root" . "has" LIST of API
+versions, as in .Capabilities.APIVersions.
+
+Helm fills that list from the cluster when it talks to one, with groups ("batch/v1") and kinds
+("v1/Pod"). Without a cluster it has groups of Kubernetes' own and no kinds, and nothing is known.
+*/}}
+{{- define "gptj.missing" -}}
+{{- $problems := list -}}
+{{- $values := .root.Values -}}
+{{- if has "v1/Pod" .has -}}
+{{- if not $values.benchmark.only -}}
+{{- if not (has "serving.kserve.io/v1beta1" .has) -}}
+{{- $problems = append $problems "the cluster has no KServe (serving.kserve.io/v1beta1): install KServe 0.16 or newer, https://kserve.github.io/website/" -}}
+{{- end -}}
+{{- if and (eq $values.deploymentMode "Knative") (not (has "serving.knative.dev/v1" .has)) -}}
+{{- $problems = append $problems "deploymentMode Knative, and the cluster has no Knative Serving (serving.knative.dev/v1): install Knative Serving 1.15 or newer, or set deploymentMode Standard and scaling.minReplicas 1" -}}
+{{- end -}}
+{{- if and $values.scaling.keda.enabled (not (has "keda.sh/v1alpha1" .has)) -}}
+{{- $problems = append $problems "scaling.keda.enabled, and the cluster has no KEDA (keda.sh/v1alpha1): install KEDA, or set scaling.keda.enabled false" -}}
+{{- end -}}
+{{- end -}}
+{{- if not (has "monitoring.coreos.com/v1" .has) -}}
+{{- range $name := list "podMonitor" "serviceMonitor" "prometheusRule" -}}
+{{- if (index $values $name).enabled -}}
+{{- $problems = append $problems (printf "%s.enabled, and the cluster has no Prometheus operator (monitoring.coreos.com/v1): install it, or set %s.enabled false" $name $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $problems -}}
+{{- end }}
