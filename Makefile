@@ -22,8 +22,12 @@ help: ## Say what there is
 serve: $(VENV)/.serve ## Serve the bundled demo snapshot on port 8080 (PORT=...)
 	$(BIN)/gptj-predictor serve --http_port $(PORT)
 
-test: lint ## Run the linters, the type checker and the whole test suite
-	$(PYTEST)
+# Beside each other, as the tests leave a core idle now and then; the linters' words come last.
+test: $(VENV)/.dev ## Run the linters, the type checker and the whole test suite
+	@$(MAKE) --no-print-directory lint > $(VENV)/lint.log 2>&1 & lint=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$lint; linted=$$?; cat $(VENV)/lint.log; \
+	exit $$((tests ? tests : linted))
 
 test-fast: $(VENV)/.dev ## Run the tests that need no process of their own and no patience
 	$(PYTEST) -m "not process and not slow"

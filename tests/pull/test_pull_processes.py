@@ -55,7 +55,7 @@ def check_truth(cache: Path) -> None:
 @pytest.mark.parametrize("has_old", [False, True], ids=["empty_cache", "old_version"])
 def test_killed_at_random_moments(tmp_path: Path, large: bool, has_old: bool) -> None:
     """SIGKILL, look, start again: at every moment the truth, at the end the same bytes."""
-    kills = 50 if large else 6
+    kills = 50 if large else 4
     moments = random.Random(kills + has_old)
     whole, cache = tmp_path / "whole", tmp_path / "cache"
     old = tmp_path / "old"

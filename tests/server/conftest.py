@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from tests.support.exact import Exact
 from tests.support.faults import FAULTY_SERVER
 from tests.support.secrets import KEYS, MountedSecret, key_lines
 from tests.support.servers import HASTY_SECONDS, RunningServer
-from tests.support.sparse import write_sparse_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +34,6 @@ def native(exact: Exact) -> Iterator[RunningServer]:
         running.wait_until_ready()
         assert "in float32 (the checkpoint's own)" in running.log
         yield running
-
-
-@pytest.fixture
-def large_snapshot(tmp_path: Path) -> Path:
-    """Weights of 1.2 GB that take no disk."""
-    write_sparse_snapshot(tmp_path, "F32", n_embd=2048, n_layer=6, n_head=8, vocab_size=2048)
-    return tmp_path
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,10 @@ from tests.support.sparse import write_sparse_snapshot
 pytestmark = pytest.mark.process
 
 
-def test_not_loaded_yet(large_snapshot: Path) -> None:
+def test_not_loaded_yet(tmp_path: Path) -> None:
     """Alive at once; not ready, and 503 with Retry-After, until the weights are loaded."""
-    release = large_snapshot / "release"
-    model = ("--model", str(large_snapshot), "--precision", "native")
-    with RunningServer(*model, program=HELD, RELEASE=str(release)) as server:
+    release = tmp_path / "release"
+    with RunningServer("--precision", "native", program=HELD, RELEASE=str(release)) as server:
         server.wait_until("/", 200)
         for path in READY_PATHS:
             assert server.client.get(path).status_code == 503
@@ -72,10 +71,8 @@ def test_what_takes_long_to_import_is_not_imported() -> None:
         assert name not in imported
 
 
-def test_a_line_of_the_log_says_what_the_start_took() -> None:
-    with RunningServer() as server:
-        server.wait_until_ready()
-        [line] = [line for line in server.log.splitlines() if " after the process began: " in line]
+def test_a_line_of_the_log_says_what_the_start_took(server: RunningServer) -> None:
+    [line] = [line for line in server.log.splitlines() if " after the process began: " in line]
     found = re.fullmatch(r".* ready ([\d.]+) s after the process began: (.*)", line)
     assert found is not None
     total, parts = found.groups()
@@ -134,7 +131,7 @@ def test_weights_that_break_after_the_start_was_checked(tmp_path: Path) -> None:
 
 
 def test_probes_are_answered_while_it_generates(server: RunningServer) -> None:
-    body = {"instances": ["The"] * 32, "parameters": {"min_length": 400, "max_length": 400}}
+    body = {"instances": ["The"] * 32, "parameters": {"min_length": 100, "max_length": 100}}
     done = threading.Event()
 
     def generate() -> None:

@@ -79,14 +79,14 @@ def test_renewal_and_drain(tmp_path: Path) -> None:
     with HttpsServer(authorities[0].trusted(), *flags, grpc=True) as server:
         server.wait_until_ready()
 
-        def shown(authority: Authority) -> bool:
+        def shown(authority: Authority, patience: float = 5) -> bool:
             """Whether a new connection meets a certificate of this authority, on both ports."""
             trusted = grpc.ssl_channel_credentials(authority.certificate)
             address = f"127.0.0.1:{server.grpc_port}"
             try:
                 httpx.get(server.client.base_url, verify=authority.trusted())
                 with grpc.secure_channel(address, trusted) as channel:
-                    grpc.channel_ready_future(channel).result(timeout=5)
+                    grpc.channel_ready_future(channel).result(timeout=patience)
             except (httpx.ConnectError, grpc.FutureTimeoutError):
                 return False
             return True
@@ -94,17 +94,17 @@ def test_renewal_and_drain(tmp_path: Path) -> None:
         assert shown(authorities[0])
         for authority in authorities[1:3]:
             secret.update(**authority.issue())
-            wait_for(lambda authority=authority: shown(authority))  # type: ignore[misc]
+            wait_for(lambda authority=authority: shown(authority, 0.5))  # type: ignore[misc]
         broken = authorities[3].issue() | {"tls_key": authorities[3].issue()["tls_key"]}
         secret.update(**broken)
         assert shown(authorities[2])
         wait_for(lambda: "cannot be renewed" in server.log)
         assert shown(authorities[2])
         secret.update(**authorities[3].issue())
-        wait_for(lambda: shown(authorities[3]))
+        wait_for(lambda: shown(authorities[3], 0.5))
 
         statuses = []
-        parameters = {"min_length": 1500, "max_length": 1500, "num_return_sequences": 8}
+        parameters = {"min_length": 600, "max_length": 600, "num_return_sequences": 8}
         body = {"instances": ["The"], "parameters": parameters}
         trusted = authorities[3].trusted()
 
