@@ -123,7 +123,7 @@ class Load:
 
 
 def test_signals_under_load(forks: ServerForks, large: bool) -> None:
-    rounds = 200 if large else 12
+    rounds = 200 if large else 20
 
     async def run() -> list[tuple[Counter[str], float]]:
         results = []
