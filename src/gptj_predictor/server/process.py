@@ -8,7 +8,6 @@ import logging
 import os
 import signal
 from argparse import Namespace
-from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -218,7 +217,7 @@ class PredictorServer(kserve.ModelServer):
                 grace_period=self.grace_period,
             )
             self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))
-        self.servers.append(asyncio.create_task(self._start_engine()))
+        self.servers.append(asyncio.create_task(self._predictor.start_engine()))
         http = asyncio.create_task(self._rest.start())
         watch = asyncio.create_task(self._watch_engine())
         for task in self.servers:
@@ -234,10 +233,6 @@ class PredictorServer(kserve.ModelServer):
             if task.done():
                 task.result()
 
-    async def _start_engine(self) -> None:
-        await self._predictor.start_engine()
-        _do_not_interrupt_steps()  # threads inherit it; the engine's are made by now
-
     async def _watch_engine(self) -> None:
         """End the process when only a restart helps, after all that wait have been told."""
         while (trouble := self._predictor.trouble(self._step_timeout_seconds)) is None:
@@ -251,15 +246,3 @@ class PredictorServer(kserve.ModelServer):
     def _stop_on_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._rest.stop()
-
-
-def _do_not_interrupt_steps() -> None:
-    """Where CPUs are scarce, let this thread wait until a step leaves its CPU.
-
-    Else each request, refused ones too, interrupts the step and empties the CPU's caches. A thread
-    under ``SCHED_BATCH`` is as any other, but interrupts no other when it wakes (sched(7)). It gets
-    its turn a few milliseconds later.
-    """
-    if hasattr(os, "SCHED_BATCH"):  # Linux
-        with suppress(OSError):  # a container may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
