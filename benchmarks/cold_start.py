@@ -15,9 +15,7 @@ cannot drop them, as one in memory, it is an error.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import mmap
-import os
 import re
 import statistics
 import subprocess
@@ -29,6 +27,10 @@ from pathlib import Path
 
 from processes import memory_bytes
 from serving import Server, environment, predict
+
+# tests/ is not installed, and lies beside this folder.
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.page_cache import cached_bytes, drop_cached
 
 ROOT = Path(__file__).parents[1]
 
@@ -95,31 +97,10 @@ def drop(folder: Path) -> None:
     """
     files = [file for file in folder.iterdir() if file.is_file() and file.stat().st_size]
     for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        drop_cached(file)
     size = sum(file.stat().st_size for file in files)
     if sum(map(cached_bytes, files)) > STAYS * size + len(files) * mmap.PAGESIZE:
         raise SystemExit(f"{folder}: its pages stay in memory; put it on a disk")
-
-
-def cached_bytes(file: Path) -> int:
-    """What of a file is in the page cache, as mincore(2) says."""
-    size = file.stat().st_size
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    with file.open("rb") as opened:
-        # Private and writable, since ctypes takes no address of a read-only map.
-        mapped = mmap.mmap(
-            opened.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-        )
-    place = ctypes.c_char.from_buffer(mapped)
-    ctypes.CDLL(None).mincore(
-        ctypes.c_void_p(ctypes.addressof(place)), ctypes.c_size_t(size), pages
-    )
-    del place
-    mapped.close()
-    return sum(page & 1 for page in pages) * mmap.PAGESIZE
 
 
 def warm(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import pytest
 from gptj_predictor.cli.read_ahead import read_weights_ahead
 from gptj_predictor.snapshot import read_ahead as module
 from gptj_predictor.snapshot.read_ahead import PIECE_BYTES, read_ahead
+from tests.support.page_cache import cached_bytes, drop_cached
 from tests.support.servers import wait_for
 
 SIZE = 3 * PIECE_BYTES
@@ -22,28 +21,8 @@ SIZE = 3 * PIECE_BYTES
 def write(file: Path, size: int = SIZE) -> Path:
     """A file on disk of which nothing is in the page cache."""
     file.write_bytes(os.urandom(size))
-    descriptor = os.open(file, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(descriptor)
+    drop_cached(file)
     return file
-
-
-def cached_bytes(file: Path) -> int:
-    """What of it is in the page cache, as mincore(2) says."""
-    size = file.stat().st_size
-    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
-    # A private writable map, since ctypes takes no address of a read-only one; nothing is written.
-    with file.open("rb") as opened:
-        mapped = mmap.mmap(
-            opened.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
-        )
-    place = ctypes.c_char.from_buffer(mapped)
-    address = ctypes.c_void_p(ctypes.addressof(place))
-    assert ctypes.CDLL(None, use_errno=True).mincore(address, ctypes.c_size_t(size), pages) == 0
-    del place
-    mapped.close()
-    return sum(page & 1 for page in pages) * mmap.PAGESIZE
 
 
 @pytest.fixture

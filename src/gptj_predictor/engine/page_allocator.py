@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gptj_predictor.model.kv_cache import NULL_PAGE, Extent
 
+#: When a page that is in a table was let go.
 _NEVER = np.iinfo(np.int64).max
 
 
