@@ -27,7 +27,8 @@ from gptj_predictor.launch import step_bytes
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.server import metrics_vllm
 from gptj_predictor.server.metrics_table import OWN_METRICS
-from gptj_predictor.server.request_counts import REASONS, Outcome, Protocol
+from gptj_predictor.server.protocol import Protocol
+from gptj_predictor.server.request_counts import REASONS, Outcome
 from gptj_predictor.settings import (
     GPU_PREFILL_TOKENS,
     BenchmarkSettings,

@@ -56,7 +56,7 @@ def parts(calls: list[Call]) -> list[tuple[str, list[str]]]:
     loop, tokenizer, engine = THREADS
     before_tokens = min(call.at for call in calls if re.fullmatch(THREADS[tokenizer], call.thread))
     before_text = max(
-        call.at for call in calls if call.function == "server.generation._TextStream.put"
+        call.at for call in calls if call.function == "server.text_stream.EventRelay.put"
     )
     listed: set[str] = set()
 

@@ -9,7 +9,7 @@ import pytest
 from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.request import FinishReason, Timeline
-from gptj_predictor.server.generation import GeneratedText, GenerationRequest
+from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest
 from gptj_predictor.server.protocols.v1 import format_response, openapi_schema, parse_request
 from gptj_predictor.settings import GenerationParameters, Limits
 from tests.support.bad_bodies import UNREADABLE, body, check_error

@@ -1,6 +1,8 @@
-"""Every error as ``{"error": "..."}``, without a path, a traceback or a class name."""
+"""What every error becomes for a client: a status and a text, without a path or a class name."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from grpc_interceptor.exceptions import PermissionDenied, Unimplemented
 from kserve.errors import (
@@ -17,7 +19,7 @@ from starlette.responses import JSONResponse
 
 from gptj_predictor.engine.request import EngineDeadError, FinishReason
 from gptj_predictor.server.admission import QueueFullError
-from gptj_predictor.server.generation import EndedEarlyError, OutOfMemoryError
+from gptj_predictor.server.generation_call import EndedEarlyError, OutOfMemoryError
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, note_refusal, refusal_reason
 
 _STATUS = {
@@ -25,9 +27,6 @@ _STATUS = {
     PermissionDenied: 403,
     ModelNotFound: 404,
     Unimplemented: 501,
-    ModelNotReady: 503,
-    ServerNotLive: 503,
-    ServerNotReady: 503,
 }
 
 
@@ -41,24 +40,82 @@ class RepositoryClosedError(PermissionDenied):
         return str(self.details)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """An error as a client is told of it.
+
+    Attributes:
+        status: HTTP's.
+        text: One line.
+        refusal: Its kind in one word, for whoever counts; see ``note_refusal``.
+        retry_after: Seconds until another try may do; ``None`` if none will.
+    """
+
+    status: int
+    text: str
+    refusal: str | None = None
+    retry_after: int | None = None
+
+
+def problem_of(error: Exception) -> Problem:
+    """What a client is told of an exception that a call has raised.
+
+    Raises:
+        ClientDisconnect: there is nobody to tell.
+    """
+    text = str(error)
+    match error:
+        case ClientDisconnect() | EndedEarlyError(reason=FinishReason.CANCELLED):
+            raise ClientDisconnect from error
+        case EndedEarlyError(reason=FinishReason.DEADLINE):
+            text = "the request's time was over before its first token"
+            problem = Problem(504, text, "deadline")
+        case EndedEarlyError():
+            problem = _unavailable("the server stops; the request had not begun", "draining")
+        case EngineDeadError():
+            problem = _unavailable("the engine has stopped; the server needs a restart", None)
+        case OutOfMemoryError():
+            text = "the device ran out of memory; a shorter request may fit"
+            problem = _unavailable(text, "out_of_memory")
+        case QueueFullError():
+            problem = Problem(429, text, error.refusal, error.retry_after)
+        case ModelNotReady() | ServerNotLive() | ServerNotReady():
+            problem = _unavailable(text, "not_ready")
+        case _:
+            status = next((_STATUS[kind] for kind in _STATUS if isinstance(error, kind)), 500)
+            unknown = "internal error; the server's log has the details"
+            problem = Problem(status, unknown if status == 500 else text)
+    return problem
+
+
+def _unavailable(text: str, refusal: str | None) -> Problem:
+    return Problem(503, text, refusal, RETRY_AFTER_SECONDS)
+
+
+#: The errors that are answered where they are raised; any other is one inside the server, which
+#: ``RequestLog`` is to see too.
+KNOWN = (
+    *_STATUS,
+    *(ModelNotReady, ServerNotLive, ServerNotReady),
+    *(EngineDeadError, QueueFullError, OutOfMemoryError, EndedEarlyError),
+)
+
+
 def add_error_handlers(app: Starlette) -> None:
     """Answer every exception that a route may raise."""
-    for kind in _STATUS:
-        app.add_exception_handler(kind, _answer_known)
+    for kind in KNOWN:
+        app.add_exception_handler(kind, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
-    app.add_exception_handler(EngineDeadError, _answer_engine_dead)
-    app.add_exception_handler(QueueFullError, _answer_queue_full)
-    app.add_exception_handler(OutOfMemoryError, _answer_out_of_memory)
-    app.add_exception_handler(EndedEarlyError, _answer_ended_early)
-    app.add_exception_handler(ClientDisconnect, _pass_on)
-    app.add_exception_handler(Exception, _answer_unknown)
+    app.add_exception_handler(ClientDisconnect, _answer)
+    app.add_exception_handler(Exception, _answer)
 
 
-async def _answer_known(request: Request, error: Exception) -> JSONResponse:
-    status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-    if status == 503:
-        note_refusal(request.scope, "not_ready")
-    return _response(request, status, str(error))
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    problem = problem_of(error)
+    if problem.refusal is not None:
+        note_refusal(request.scope, problem.refusal)
+    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
+    return _response(request, problem.status, problem.text, headers)
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
@@ -72,47 +129,6 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     return _response(request, error.status_code, detail, dict(error.headers or {}))
 
 
-async def _answer_engine_dead(request: Request, error: Exception) -> JSONResponse:
-    return _response(request, 503, "the engine has stopped; the server needs a restart")
-
-
-async def _answer_queue_full(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, QueueFullError)
-    note_refusal(request.scope, error.refusal)
-    return _response(request, 429, str(error), {"Retry-After": str(error.retry_after)})
-
-
-async def _answer_out_of_memory(request: Request, error: Exception) -> JSONResponse:
-    note_refusal(request.scope, "out_of_memory")
-    return _response(request, 503, "the device ran out of memory; a shorter request may fit")
-
-
-async def _answer_ended_early(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, EndedEarlyError)
-    if error.reason is FinishReason.CANCELLED:
-        raise ClientDisconnect from error
-    if error.reason is FinishReason.DEADLINE:
-        note_refusal(request.scope, "deadline")
-        return _response(request, 504, "the request's time was over before its first token")
-    note_refusal(request.scope, "draining")
-    return _response(request, 503, "the server stops; the request had not begun")
-
-
-async def _pass_on(request: Request, error: Exception) -> JSONResponse:
-    raise error  # there is nobody left to answer; RequestLog notes it
-
-
-async def _answer_unknown(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ClientDisconnect):  # _pass_on's, a layer further out
-        raise error
-    return _response(request, 500, "internal error; the server's log has the details")
-
-
-def _response(
-    request: Request, status: int, text: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    headers = headers or {}
-    if status == 503:
-        headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+def _response(request: Request, status: int, text: str, headers: dict[str, str]) -> JSONResponse:
     refusal_reason(request.scope, text)
     return JSONResponse({"error": text}, status_code=status, headers=headers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 
 from kserve.errors import InvalidInput
@@ -14,9 +13,7 @@ from gptj_predictor.server.callers import caller_of
 from gptj_predictor.server.drain import Drain, Phase
 from gptj_predictor.server.http_requests import timeout_seconds
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, refuse
-
-#: Calls that generate text, and so wait in the queue.
-GENERATION_PATHS = re.compile(r"/v1/models/[^/]+:predict")
+from gptj_predictor.server.protocol import protocol_of
 
 
 class Gate:
@@ -39,7 +36,7 @@ class Gate:
             text = "the server is stopping; ask again, another one answers"
             await refuse(scope, send, 503, text, "draining", RETRY_AFTER_SECONDS, close=True)
             return
-        if GENERATION_PATHS.fullmatch(scope["path"]):
+        if protocol_of(scope) is not None:  # it generates text, and so waits in the queue
             try:
                 self._check(scope)
             except QueueFullError as error:

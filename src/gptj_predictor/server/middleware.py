@@ -36,6 +36,9 @@ _TEXTS = "gptj_predictor.texts"
 #: The refusal of a client that has gone before its answer.
 CLIENT_GONE = "client_gone"
 
+#: Of an answer that broke off because of an error inside the server.
+BROKEN = "broken"
+
 
 def request_middleware(
     app: ASGIApp,
@@ -174,17 +177,15 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        is_gone = False
         try:
             await self._app(scope, receive, send)
         except ClientDisconnect:
-            is_gone = True
             note_refusal(scope, CLIENT_GONE)
         except Exception:
             request_id = _request_id(scope)
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
-            status = 499 if is_gone else status_of(scope) or 500
+            status = 499 if refusal_of(scope) == CLIENT_GONE else status_of(scope) or 500
             _log(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.
@@ -195,8 +196,9 @@ class RequestLog:
 def _log(scope: Scope, status: int, seconds: float) -> None:
     path = scope["path"]
     quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
-    level = logging.DEBUG if quiet else logging.INFO if status < 400 else logging.WARNING
     reason = scope.get(_REASON)
+    is_bad = status >= 400 or reason is not None  # a stream may break off after its 200
+    level = logging.WARNING if is_bad else logging.DEBUG if quiet else logging.INFO
     fields = {
         "method": scope["method"],
         "path": path[:200],

@@ -16,12 +16,8 @@ from gptj_predictor.engine.request import FinishReason
 from gptj_predictor.engine.stats import EngineStats
 from gptj_predictor.server.active_requests import ActiveRequests
 from gptj_predictor.server.drain import Drain
-from gptj_predictor.server.generation import (
-    GeneratedText,
-    GenerationCall,
-    TextGenerator,
-    TokenizedPrompt,
-)
+from gptj_predictor.server.generation import Generation, TextGenerator
+from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, TokenizedPrompt
 from gptj_predictor.settings import GenerationParameters, Limits
 
 logger = logging.getLogger(__name__)
@@ -145,14 +141,20 @@ class GPTJPredictor(kserve.Model):
         payload: tuple[GenerationCall, list[TokenizedPrompt]],
         headers: dict[str, str] | None = None,
         response_headers: dict[str, str] | None = None,
-    ) -> list[list[GeneratedText]]:
-        """Generate: texts per prompt, in order.
+    ) -> list[list[GeneratedText]] | Generation:
+        """Generate: texts per prompt, in order, or what they are streamed from.
 
         Raises:
-            Exception: see :meth:`TextGenerator.generate`.
+            Exception: see :meth:`TextGenerator.start` and :meth:`Generation.texts`.
         """
         call, prompts = payload
-        return await self._loaded().generate(prompts, call)
+        generation = self._loaded().start(prompts, call)
+        if call.request.stream:
+            return generation
+        try:
+            return await generation.texts()
+        finally:
+            generation.cancel()
 
     def _loaded(self) -> TextGenerator:
         if self._generator is None:

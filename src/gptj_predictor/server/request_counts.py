@@ -8,14 +8,8 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.engine.stats import REQUEST_SECONDS, Histogram
-from gptj_predictor.server.gate import GENERATION_PATHS
-from gptj_predictor.server.middleware import CLIENT_GONE, refusal_of, status_of
-
-
-class Protocol(enum.StrEnum):
-    """How a request was sent."""
-
-    V1 = "v1"
+from gptj_predictor.server.middleware import BROKEN, CLIENT_GONE, refusal_of, status_of
+from gptj_predictor.server.protocol import Protocol, protocol_of
 
 
 class Outcome(enum.StrEnum):
@@ -85,12 +79,12 @@ def _classify(status: int | None, refusal: str | None) -> tuple[Outcome, str]:
     """The outcome, and the reason if it is a rejection."""
     if refusal == CLIENT_GONE:
         return Outcome.CANCELLED, ""
-    if status is None:
+    if status is None or refusal == BROKEN:
         return Outcome.ERROR, ""
+    if refusal in _KNOWN:  # even if a stream had begun
+        return Outcome.REJECTED, refusal
     if status < 400:
         return Outcome.OK, ""
-    if refusal in _KNOWN:
-        return Outcome.REJECTED, refusal
     if status in _BY_STATUS:
         return Outcome.REJECTED, _BY_STATUS[status]
     return (Outcome.REJECTED, "invalid") if status < 500 else (Outcome.ERROR, "")
@@ -111,7 +105,7 @@ class CountRequests:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
-        protocol = _protocol(scope)
+        protocol = protocol_of(scope)
         if protocol is None:
             await self._app(scope, receive, send)
             return
@@ -121,10 +115,3 @@ class CountRequests:
         finally:
             seconds = time.perf_counter() - started
             self._counts.add(protocol, status_of(scope), refusal_of(scope), seconds)
-
-
-def _protocol(scope: Scope) -> Protocol | None:
-    """Of a request for texts; ``None`` for anything else, as a probe."""
-    if scope["type"] != "http" or scope["method"] != "POST":
-        return None
-    return Protocol.V1 if GENERATION_PATHS.fullmatch(scope["path"]) else None

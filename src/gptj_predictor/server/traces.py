@@ -23,8 +23,16 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.engine.request import Timeline
-from gptj_predictor.server.generation import GenerationCall
-from gptj_predictor.server.middleware import QUIET_PATHS, generation_of, refusal_of, status_of
+from gptj_predictor.server.generation_call import GenerationCall
+from gptj_predictor.server.middleware import (
+    BROKEN,
+    CLIENT_GONE,
+    QUIET_PATHS,
+    generation_of,
+    refusal_of,
+    status_of,
+)
+from gptj_predictor.server.protocol import is_for
 
 #: Probes and scrapes come every few seconds and have no span.
 UNTRACED_PATHS = re.compile(rf"{QUIET_PATHS.pattern}|/v2/models/[^/]+/ready")
@@ -60,7 +68,6 @@ class TraceRequests:
         self._app = app
         self._tracer = tracer
         self._model_name = model_name
-        self._generation_path = f"/v1/models/{model_name}:predict"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
@@ -77,9 +84,6 @@ class TraceRequests:
         finally:
             self._end(span, scope, clock)
 
-    def _generates(self, scope: Scope) -> bool:
-        return scope["method"] == "POST" and scope["path"] == self._generation_path
-
     def _begin(self, scope: Scope, start: int) -> Span:
         headers = Headers(scope=scope)
         attributes: Attributes = {
@@ -90,7 +94,7 @@ class TraceRequests:
             "gptj.request_id": headers["x-request-id"],
         }
         name = _method(scope, "HTTP")
-        if self._generates(scope):
+        if is_for(scope, self._model_name):
             name = f"{OPERATION} {self._model_name}"
             attributes |= {
                 "gen_ai.operation.name": OPERATION,
@@ -111,15 +115,15 @@ class TraceRequests:
         route = getattr(scope.get("route"), "path_format", None)
         if route is not None:
             span.set_attribute("http.route", route)
-            if not self._generates(scope):
+            if not is_for(scope, self._model_name):
                 span.update_name(f"{_method(scope, 'HTTP')} {route}")
         if status is not None:
             span.set_attribute("http.response.status_code", status)
-        if status is None or status >= 400:
+        if status is None or status >= 400 or refusal_of(scope) is not None:
             # Without an answer there was nobody to have it.
-            known = "client_gone" if status is None else str(status)
+            known = CLIENT_GONE if status is None else str(status)
             span.set_attribute("error.type", refusal_of(scope) or known)
-        if status is None or status >= 500:
+        if status is None or status >= 500 or refusal_of(scope) == BROKEN:
             span.set_status(StatusCode.ERROR)
         call: GenerationCall | None = generation_of(scope)
         timelines = [] if call is None else call.timelines

@@ -10,6 +10,7 @@ server's defaults with this rule, every protocol its requests, and the generator
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 #: Each minimum and the maximum that counts the same tokens.
@@ -84,8 +85,11 @@ class Lengths:
                 chosen[new] = None
         return replace(self, **chosen)
 
-    def check_order(self) -> None:
+    def check_order(self, called: Callable[[str], str] = str) -> None:
         """Find what contradicts whatever the prompt is.
+
+        Args:
+            called: What errors call a parameter.
 
         Raises:
             OrderError: a given minimum is above its maximum.
@@ -93,20 +97,28 @@ class Lengths:
         for low, high in PAIRS:
             minimum, maximum = getattr(self, low), getattr(self, high)
             if low in self.given and None not in (minimum, maximum) and minimum > maximum:
-                raise OrderError(low, minimum, high, maximum, by_default=high not in self.given)
+                by_default = high not in self.given
+                raise OrderError(low, minimum, called(high), maximum, by_default=by_default)
 
-    def totals(self, prompt_tokens: int, context: int, prompt_name: str) -> TotalLengths:
+    def totals(
+        self,
+        prompt_tokens: int,
+        context: int,
+        prompt_name: str,
+        called: Callable[[str], str] = str,
+    ) -> TotalLengths:
         """The bounds for one prompt.
 
         Args:
             prompt_tokens: Its length.
             context: Tokens of the longest text that the model can make.
             prompt_name: What errors call it: ``instances[0]``.
+            called: What they call a parameter.
 
         Raises:
             LengthError: the prompt leaves no room, or a given minimum is above the maximum.
         """
-        maximum_name, maximum = self._maximum(prompt_tokens, context, prompt_name)
+        maximum_name, maximum = self._maximum(prompt_tokens, context, prompt_name, called)
         if self.min_new_tokens is not None:
             minimum_name, minimum = "min_new_tokens", prompt_tokens + self.min_new_tokens
         else:
@@ -116,17 +128,19 @@ class Lengths:
         if minimum_name not in self.given:
             return TotalLengths(maximum, maximum)
         raise LengthError(
-            f"{prompt_name} would need at least {minimum} tokens and {maximum_name} allows "
+            f"{prompt_name} would need at least {minimum} tokens and {called(maximum_name)} allows "
             f"{maximum}, prompt included",
             minimum_name,
         )
 
-    def _maximum(self, prompt_tokens: int, context: int, prompt_name: str) -> tuple[str, int]:
+    def _maximum(
+        self, prompt_tokens: int, context: int, prompt_name: str, called: Callable[[str], str]
+    ) -> tuple[str, int]:
         if self.max_new_tokens is not None:
             maximum = prompt_tokens + self.max_new_tokens
             if maximum > context:
                 raise LengthError(
-                    f"{prompt_name} has {prompt_tokens} tokens; with max_new_tokens "
+                    f"{prompt_name} has {prompt_tokens} tokens; with {called('max_new_tokens')} "
                     f"{self.max_new_tokens} that is {maximum}, and the context is {context}"
                 )
             return "max_new_tokens", maximum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
@@ -10,11 +11,20 @@ from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptj_predictor.engine.request import FinishReason
-from gptj_predictor.server.generation import GeneratedText, GenerationRequest
+from gptj_predictor.server.errors import Problem
+from gptj_predictor.server.event_stream import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
+from gptj_predictor.server.generation import Generation
+from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest, Piece
 from gptj_predictor.settings import GenerationParameters, Limits, OrderError
 
 #: How much of a bad value an error repeats.
 SHOWN_CHARACTERS = 60
+
+#: What the fields beside ``instances`` may be.
+_WORDS: dict[tuple[int | str, ...], str] = {
+    ("parameters",): "it must be an object",
+    ("stream",): "use true or false",
+}
 
 
 class V1Request(BaseModel):
@@ -25,6 +35,9 @@ class V1Request(BaseModel):
     instances: list[str] = Field(min_length=1, description="The prompts.")
     parameters: GenerationParameters = Field(
         GenerationParameters(), description="Names in any letter case."
+    )
+    stream: bool = Field(
+        False, description="Whether the answer comes in pieces, as server-sent events."
     )
 
 
@@ -52,6 +65,14 @@ class V1Response(BaseModel):
     """A V1 response: one instance's sequences, or a list of them per instance."""
 
     predictions: list[Prediction] | list[list[Prediction]]
+
+
+class V1Piece(BaseModel):
+    """What has come of one sequence, as an event of a stream."""
+
+    instance: int = Field(description="Number of the prompt, from 0.")
+    sequence: int = Field(description="Number among the prompt's texts, from 0.")
+    text: str = Field(description="The next part, in whole characters; the prompt is not in it.")
 
 
 class ErrorResponse(BaseModel):
@@ -107,7 +128,7 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
         parameters.lengths.check_order()
     except OrderError as error:
         raise InvalidInput(f"parameters.{error.parameter}: {error}") from None
-    return GenerationRequest(tuple(request.instances), parameters)
+    return GenerationRequest(tuple(request.instances), parameters, request.stream)
 
 
 def format_response(request: GenerationRequest, texts: list[list[GeneratedText]]) -> dict[str, Any]:
@@ -117,6 +138,24 @@ def format_response(request: GenerationRequest, texts: list[list[GeneratedText]]
         for prompt, sequences in zip(request.prompts, texts, strict=True)
     ]
     return {"predictions": predictions[0] if len(predictions) == 1 else predictions}
+
+
+async def events(request: GenerationRequest, generation: Generation) -> AsyncIterator[bytes]:
+    """Every piece of text as it comes; last, the body that :func:`format_response` makes."""
+    async for pieces in generation.pieces(KEEP_ALIVE_SECONDS):
+        new = [event(_piece(piece)) for piece in pieces if piece.text]
+        if new or not pieces:
+            yield b"".join(new) or KEEP_ALIVE
+    yield event(format_response(request, await generation.texts()))
+
+
+def error_event(problem: Problem) -> bytes:
+    """The last event of a stream that fails."""
+    return event({"error": problem.text})
+
+
+def _piece(piece: Piece) -> dict[str, Any]:
+    return {"instance": piece.instance, "sequence": piece.sequence, "text": piece.text}
 
 
 def _prediction(
@@ -164,8 +203,9 @@ def _explain(error: ValidationError, limits: Limits) -> str:
         return _unknown_name(location, list(known.model_fields))
     if location[0] == "parameters" and len(location) > 1:
         return _not_allowed(str(location[1]), problem["input"], limits)
-    if location == ("parameters",):
-        return f"parameters: {_shown(problem['input'])} is not allowed; it must be an object"
+    if location in _WORDS:
+        name = str(location[0])
+        return f"{name}: {_shown(problem['input'])} is not allowed; {_WORDS[location]}"
     if problem["type"] == "missing":
         return "instances: missing; it must be a list of strings"
     if len(location) > 1:

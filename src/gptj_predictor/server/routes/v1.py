@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 from starlette.exceptions import HTTPException
 
-from gptj_predictor.server.generation import GenerationCall
-from gptj_predictor.server.http_requests import active_request
-from gptj_predictor.server.middleware import note_generation, note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
     V1Response,
+    error_event,
+    events,
     format_response,
     openapi_schema,
     parse_request,
 )
+from gptj_predictor.server.routes.generate import WireFormat, generate
 
 #: Of errors; those that only bad HTTP gets are left out.
 STATUSES = (400, 404, 413, 415, 429, 500, 503, 504)
@@ -27,25 +27,20 @@ STATUSES = (400, 404, 413, 415, 429, 500, 503, 504)
 def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
     """Models, their readiness and their predictions."""
     router = APIRouter(prefix="/v1", tags=["V1"])
+    wire = WireFormat(
+        parse=lambda body: parse_request(body, predictor.defaults, predictor.limits),
+        answer=lambda request, texts: JSONResponse(format_response(request, texts)),
+        events=events,
+        error_event=error_event,
+    )
 
     @router.get("/models")
     async def models() -> dict[str, list[str]]:
         return {"models": [predictor.name]}
 
-    async def predict(model_name: str, request: Request) -> JSONResponse:
+    async def predict(model_name: str, request: Request) -> Response:
         dataplane.get_model_from_registry(model_name)
-        if not predictor.ready:  # it may be, and the server not, while it drains
-            raise ModelNotReady(model_name)
-        body = await request.body()
-        async with active_request(request, predictor.requests) as active:
-            generation = parse_request(body, predictor.defaults, predictor.limits)
-            note_texts(request.scope, generation.prompts)
-            call = GenerationCall(generation, active)
-            note_generation(request.scope, call)
-            texts, _ = await dataplane.infer(model_name, call, dict(request.headers))
-        generated = [[one.text for one in sequences] for sequences in texts]
-        note_texts(request.scope, generation.prompts, generated)
-        return JSONResponse(format_response(generation, texts))
+        return await generate(request, dataplane, predictor, wire)
 
     async def predict_with_get(model_name: str) -> None:
         raise HTTPException(405, headers={"Allow": "POST"})

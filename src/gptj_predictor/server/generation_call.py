@@ -1,0 +1,131 @@
+"""A request for texts as every protocol makes it, and what comes of it: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gptj_predictor.engine.engine import Handle
+from gptj_predictor.engine.request import FinishReason, Timeline
+from gptj_predictor.sampling.params import SamplingParams
+from gptj_predictor.server.active_requests import ActiveRequest
+from gptj_predictor.settings import GenerationParameters, LengthError
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """What a protocol calls the fields that an error may name.
+
+    Attributes:
+        prompts: The list of prompts.
+        parameters: What stands before a parameter's name.
+        renamed: Parameters that have another name there than in ``GenerationParameters``.
+    """
+
+    prompts: str = "instances"
+    parameters: str = "parameters."
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def prompt(self, number: int) -> str:
+        """One prompt."""
+        return f"{self.prompts}[{number}]"
+
+    def parameter(self, name: str) -> str:
+        """One parameter, without what stands before it."""
+        return self.renamed.get(name, name)
+
+    def explain(self, error: LengthError) -> str:
+        """What is wrong with lengths, after the parameter at fault."""
+        if error.parameter is None:
+            return str(error)
+        return f"{self.parameters}{self.parameter(error.parameter)}: {error}"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What every protocol's request becomes.
+
+    Attributes:
+        prompts: One text per instance.
+        parameters: What the client gave, over the server's defaults; ``model_fields_set`` has the
+            names of those that the client gave.
+        stream: Whether the client wants each piece of text as it comes.
+        names: For errors.
+    """
+
+    prompts: tuple[str, ...]
+    parameters: GenerationParameters
+    stream: bool = False
+    names: FieldNames = FieldNames()
+
+
+@dataclass(frozen=True)
+class GenerationCall:
+    """A request, what may end it early, and what has come of it.
+
+    Attributes:
+        request: What is asked for.
+        active: What may end it early.
+        handles: Its sequences in the engine, instance by instance.
+        texts: Theirs, once all have ended.
+    """
+
+    request: GenerationRequest
+    active: ActiveRequest
+    handles: list[Handle] = field(default_factory=list)
+    texts: list[GeneratedText] = field(default_factory=list)
+
+    @property
+    def timelines(self) -> list[Timeline]:
+        """How far each sequence has come."""
+        return [one.timeline for one in self.texts or self.handles]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """One instance, ready for the engine: ``params`` differ between its sequences in the seed."""
+
+    text: str
+    token_ids: list[int]
+    params: tuple[SamplingParams, ...]
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """One sequence's text and how it came about."""
+
+    text: str  # without the prompt
+    finish_reason: FinishReason
+    num_generated_tokens: int  # that the text was made of
+    seed: int
+    timeline: Timeline
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What has come of one sequence since its last piece; together they are its text."""
+
+    instance: int  # the prompt's number
+    sequence: int  # among those of the prompt
+    text: str
+    end: GeneratedText | None  # the whole, with the last piece
+
+
+class GenerationFailedError(RuntimeError):
+    """The engine could not finish a sequence; the text is for the log, not for the client."""
+
+
+class OutOfMemoryError(GenerationFailedError):
+    """The device's memory did not suffice, although the sequence was tried alone."""
+
+
+class EndedEarlyError(RuntimeError):
+    """The request has ended before any of its sequences had a token.
+
+    Attributes:
+        reason: ``DEADLINE``, ``SHUTDOWN`` or ``CANCELLED``.
+    """
+
+    def __init__(self, reason: FinishReason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
