@@ -113,27 +113,29 @@ class TextStream:
             self._fail(EndedEarlyError(FinishReason.CANCELLED))  # nobody reads the text
             return
         try:
-            for event in events:
-                self._take(event)
-                if self.has_ended:
-                    return
+            if any(self._ends_with(event) for event in events):
+                return
         except Exception as error:  # those whose events come behind must not suffer
             self._fail(error)
             return
         self._on_news(self)
 
-    def _take(self, event: Event) -> None:
+    def _ends_with(self, event: Event) -> bool:
+        """Take an event; whether it was the last."""
         if event.finish_reason is FinishReason.ERROR:
             self._fail(_failed(event))
-            return
+            return True
         if event.token_id is not None:
             self._add(self._detokenizer.add(event.token_id))
             self._num_tokens += 1
         if self._detokenizer.stopped:
             self.end(FinishReason.STOP_SEQUENCE)
             self._finish(FinishReason.STOP_SEQUENCE)
-        elif event.finish_reason is not None:
+            return True
+        if event.finish_reason is not None:
             self._finish(event.finish_reason)
+            return True
+        return False
 
     def end(self, reason: FinishReason) -> None:
         """End the sequence early; with ``ERROR`` without the engine, which hangs."""
