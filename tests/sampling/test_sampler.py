@@ -70,7 +70,7 @@ def reference_probabilities(
     """What transformers' processors, in the order of ``generate``, leave to draw from."""
     processors = LogitsProcessorList()
     if chosen.logit_bias:
-        bias = {(token_id,): value for token_id, value in chosen.logit_bias}
+        bias: list[list[list[int] | float]] = [[[token], v] for token, v in chosen.logit_bias]
         processors.append(SequenceBiasLogitsProcessor(bias))
     if chosen.repetition_penalty != 1:
         processors.append(RepetitionPenaltyLogitsProcessor(chosen.repetition_penalty))

@@ -22,7 +22,7 @@ class OutputPenalty(LogitsProcessor):
     def __init__(self, num_prompt_tokens: int, params: SamplingParams) -> None:
         self._start, self._params = num_prompt_tokens, params
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         scores = scores.clone()
         for row, tokens in enumerate(input_ids[:, self._start :].tolist()):
             for token_id, count in Counter(tokens).items():

@@ -11,6 +11,7 @@ import torch
 from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.batch import Batch
 from gptj_predictor.engine.graphs import Capture, DecodeGraphs
+from gptj_predictor.engine.request import TokenLogprobs
 from gptj_predictor.engine.sequence import ScheduledChunk, StepResults
 from gptj_predictor.engine.step_logprobs import RawLogits, StepLogprobs, score_prompts
 from gptj_predictor.model.kv_cache import PagedKVCache
@@ -38,16 +39,16 @@ class LaunchedStep:
         if self.done is not None:
             self.done.synchronize()
         sampling = _sampling(self.chunks)
-        tokens = list(zip(sampling, self.tokens.tolist(), strict=True))
-        if len(sampling) == len(self.chunks) and self.logprobs is None:
-            return StepResults(tokens)
-        logprobs = [] if self.logprobs is None else self.logprobs.read()
         return StepResults(
-            tokens,
+            tokens=list(zip(sampling, self.tokens.tolist(), strict=True)),
             completed=[chunk for chunk in self.chunks if chunk.completes],
-            logprobs={chunk.sequence: one for chunk, [one] in logprobs},
-            prompt_logprobs=[] if self.prompt_logprobs is None else self.prompt_logprobs.read(),
+            logprobs={chunk.sequence: one for chunk, [one] in _read(self.logprobs)},
+            prompt_logprobs=_read(self.prompt_logprobs),
         )
+
+
+def _read(logprobs: StepLogprobs | None) -> list[tuple[ScheduledChunk, list[TokenLogprobs]]]:
+    return [] if logprobs is None else logprobs.read()
 
 
 class ModelRunner:
