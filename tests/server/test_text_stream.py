@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.engine import Handle
-from gptj_predictor.engine.request import Event, Failure, FinishReason
+from gptj_predictor.engine.request import Event, Failure, FinishReason, TokenLogprobs
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.server.active_requests import ActiveRequest
@@ -75,6 +76,15 @@ def tokens(text: str, reason: FinishReason = FinishReason.LENGTH) -> list[Event]
     return [*(Event(token) for token in first), Event(last, reason)]
 
 
+def scored(events: list[Event]) -> list[Event]:
+    """The same with log-probabilities."""
+    return [
+        replace(event, logprobs=TokenLogprobs(event.token_id, -1.0, ()))
+        for event in events
+        if event.token_id is not None
+    ]
+
+
 def put_all(stream: TextStream, events: list[Event]) -> None:
     """As the engine does it: in a thread."""
 
@@ -127,6 +137,68 @@ def test_a_stop_string_ends_the_sequence() -> None:
         assert piece.end is not None
         assert piece.end.finish_reason is FinishReason.STOP_SEQUENCE
         assert reading.ended == [FinishReason.STOP_SEQUENCE]
+
+    in_loop(run)
+
+
+def test_tokens_with_log_probabilities() -> None:
+    """Each with its place in the text; with its text, or with the last piece."""
+
+    async def run() -> None:
+        text = "Eh, caf\u00e9 \u2014 \U0001f984!"
+        reading = Reading(1)
+        reader = asyncio.create_task(reading.pieces())
+        for event in scored(tokens(text)):
+            put_all(reading.streams[0], [event])
+            for _ in range(4):
+                await asyncio.sleep(0)
+        pieces = [one for [one] in await reader]
+        assert len(pieces) > 5
+        end = pieces[-1].end
+        assert end is not None
+        assert end.text == text
+        assert tuple(token for piece in pieces for token in piece.tokens) == end.tokens
+        ids = [token.logprobs.token_id for token in end.tokens]
+        assert ids == TOKENIZER.encode(text)
+        data = text.encode()
+        for number, token in enumerate(end.tokens):
+            before = b"".join(map(TOKENIZER.token_bytes, ids[:number]))
+            assert data.startswith(before)
+            assert token.start == len(before.decode(errors="ignore"))
+        seen = ""
+        for piece in pieces[:-1]:
+            seen += piece.text
+            assert all(token.start < len(seen) for token in piece.tokens)
+
+    in_loop(run)
+
+
+def test_tokens_of_what_a_stop_string_cut_away() -> None:
+    async def run() -> None:
+        reading = Reading(1, stop=("appy",))
+        put_all(reading.streams[0], scored(tokens(TEXT)))
+        await asyncio.sleep(0)
+        [[piece]] = await reading.pieces()
+        assert piece.text == "The secret to a h"
+        ids = [token.logprobs.token_id for token in piece.tokens]
+        assert TEXT.startswith("".join(TOKENIZER.token_bytes(one).decode() for one in ids))
+        assert piece.tokens[-1].start < len(piece.text)
+        assert piece.end is not None
+        assert piece.end.tokens == piece.tokens
+
+    in_loop(run)
+
+
+def test_a_stop_token_is_not_in_the_text() -> None:
+    async def run() -> None:
+        reading = Reading(1)
+        put_all(reading.streams[0], scored(tokens(TEXT, FinishReason.STOP_SEQUENCE)))
+        await asyncio.sleep(0)
+        [[piece]] = await reading.pieces()
+        assert piece.text == TEXT[:-1]
+        assert len(piece.tokens) == len(TOKENIZER.encode(TEXT))
+        assert piece.end is not None
+        assert piece.end.num_generated_tokens == len(piece.tokens)
 
     in_loop(run)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gptj_predictor.engine.engine import Handle
-from gptj_predictor.engine.request import FinishReason, Timeline
+from gptj_predictor.engine.request import FinishReason, Timeline, TokenLogprobs
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.server.active_requests import ActiveRequest
 from gptj_predictor.settings import GenerationParameters, LengthError
@@ -91,6 +91,14 @@ class TokenizedPrompt:
 
 
 @dataclass(frozen=True)
+class GeneratedToken:
+    """One token of a text whose log-probabilities were asked for."""
+
+    start: int  # where it begins in the text, in characters; within a character where that does
+    logprobs: TokenLogprobs
+
+
+@dataclass(frozen=True)
 class GeneratedText:
     """One sequence's text and how it came about."""
 
@@ -99,6 +107,10 @@ class GeneratedText:
     num_generated_tokens: int  # that the text was made of
     seed: int
     timeline: Timeline
+    #: If log-probabilities were asked for; what a stop string cut away has none.
+    tokens: tuple[GeneratedToken, ...] = ()
+    #: Of the prompt's tokens from the second on, if they were asked for.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,7 @@ class Piece:
     instance: int  # the prompt's number
     sequence: int  # among those of the prompt
     text: str
+    tokens: tuple[GeneratedToken, ...]  # those that begin in what has come by now
     end: GeneratedText | None  # the whole, with the last piece
 
 
