@@ -84,7 +84,10 @@ def test_commands_name_what_is_made(releases: dict[str, Release]) -> None:
         if service:
             recipe = "serving.kserve.io/stop=true" in release.notes
             mode = release.one("InferenceService")["metadata"]["annotations"]
-            assert recipe == (mode["serving.kserve.io/deploymentMode"] == "Knative")
+            canary = "canaryTrafficPercent" in release.predictor
+            knative = mode["serving.kserve.io/deploymentMode"] == "Knative"
+            assert recipe == (knative and not canary), name
+            assert ("canaryTrafficPercent=100" in release.notes) == canary, name
 
 
 def test_the_readme_lists_the_knative_flags() -> None:

@@ -86,6 +86,26 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"annotations": {"autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2h"}},
         "set scaling.scaleToZeroPodRetentionPeriod instead",
     ),
+    (
+        {"podAnnotations": {"serving.knative.dev/progress-deadline": "9m"}},
+        "podAnnotations serving.knative.dev/progress-deadline: set progressDeadline instead",
+    ),
+    *(
+        ({"podLabels": {key: "x"}}, f"podLabels {key}: KServe or the chart sets it")
+        for key in ("app", "serving.kserve.io/inferenceservice", "app.kubernetes.io/component")
+    ),
+    ({"lifecycle": {"preStop": {}}}, "lifecycle: only with .* Standard; Knative takes no hooks"),
+    (
+        merged(STANDARD, {"lifecycle": {"preStop": {"sleep": {"seconds": 60}}}}),
+        "lifecycle.preStop.sleep.seconds: shorter than the 60 s of terminationGracePeriodSeconds",
+    ),
+    *(
+        (
+            merged(STANDARD, {"canaryTrafficPercent": percent}),
+            f"canaryTrafficPercent {percent}: only with deploymentMode Knative; KServe ignores",
+        )
+        for percent in (0, 20)
+    ),
     ({"extraEnv": [{"name": "PORT", "value": "1"}]}, "extraEnv PORT: Knative sets it"),
     ({"extraVolumes": [{"name": "ca"}]}, "extraVolumes ca: Knative refuses"),
     (
@@ -238,6 +258,9 @@ ALLOWED: list[Values] = [
     merged({"deploymentMode": "Standard"}, KEDA, {"scaling": {"keda": {"query": "sum(a)"}}}),
     {"extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "x"}]},
     {"fullnameOverride": "a" * 53},
+    {"podAnnotations": {"autoscaling.knative.dev/scale-down-delay": "5m"}},
+    merged(STANDARD, {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}}),
+    {"canaryTrafficPercent": 0},
 ]
 
 BAD: list[tuple[str, object]] = [
@@ -332,6 +355,18 @@ BAD: list[tuple[str, object]] = [
     ("drainDelaySeconds", -1),
     ("queue.maxRequests", 0),
     ("queue.maxTokens", "9000"),
+    ("podLabels", {"a": "b c"}),
+    ("podLabels", {"a b": "c"}),
+    ("podLabels", {"a": "b" * 64}),
+    ("podAnnotations", {"a": True}),
+    ("canaryTrafficPercent", 101),
+    ("canaryTrafficPercent", 2.5),
+    ("lifecycle.preStart", {}),
+    ("lifecycle", None),
+    ("serviceAccount.automount", "no"),
+    ("envFrom", [{"name": "a"}]),
+    ("envFrom", [{"secretRef": {}}]),
+    ("envFrom", [{"secretRef": {"name": "a"}, "configMapRef": {"name": "a"}}]),
     ("trustedProxies", "10.0.0.0/8"),
     ("trustedProxies", ["*"]),
     ("trustedProxies", ["ingress.example.com"]),
@@ -385,6 +420,9 @@ GOOD: list[tuple[str, object]] = [
     ("extraArgs", [8]),
     ("benchmark.extraArgs", ["--max_tokens", 256]),
     ("global", {"storageClass": "fast"}),
+    ("canaryTrafficPercent", 100),
+    ("podLabels", {"example.com/a": "", "a_b": "C.d-e"}),
+    ("envFrom", [{"secretRef": {"name": "a", "optional": True}, "prefix": "A_"}]),
     ("trustedProxies", []),
     ("trustedProxies", ["10.0.0.0/8", "::1", "fd00::/8"]),
     ("tracing.endpoint", "https://[2001:db8::1]:4318/v1"),

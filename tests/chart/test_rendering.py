@@ -191,7 +191,6 @@ def test_optional_parts() -> None:
         assert jobs["podSelector"]["matchLabels"].items() <= metadata["labels"].items()
         assert metadata["labels"]["app.kubernetes.io/component"] in components["values"]
     account = release.one("ServiceAccount")
-    assert account["automountServiceAccountToken"] is False
     for pod in release.pods():
         assert pod["serviceAccountName"] == account["metadata"]["name"]
         assert pod["imagePullSecrets"] == [{"name": "registry"}]

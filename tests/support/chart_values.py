@@ -83,7 +83,9 @@ EVERYTHING: Values = {
     ],
     "priorityClassName": "high",
     "runtimeClassName": "nvidia",
-    "serviceAccount": {"annotations": {"cloud/role": "reader"}},
+    "podLabels": {"pool": "texts"},
+    "podAnnotations": {"sidecar.istio.io/inject": "true"},
+    "serviceAccount": {"annotations": {"cloud/role": "reader"}, "automount": True},
     "queue": {"maxRequests": 64, "maxTokens": 9000},
     "trustedProxies": ["192.0.2.1", "2001:db8::/32"],
     "apiKeys": {"existingSecret": "keys", "openMetrics": True},
@@ -97,6 +99,7 @@ EVERYTHING: Values = {
         {"name": "HF_ENDPOINT", "value": "http://hub"},
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
     ],
+    "envFrom": [{"secretRef": {"name": "proxy"}}, {"prefix": "A_", "configMapRef": {"name": "a"}}],
     "extraArgs": ["--max_batch_size", "64"],
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
     "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
@@ -122,8 +125,9 @@ EVERYTHING: Values = {
 
 #: What only one of the modes has.
 OF_MODE: dict[str, Values] = {
-    "knative": {},
+    "knative": {"canaryTrafficPercent": 20},
     "standard": {
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "tls": {"existingSecret": "certificate"},
         "scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
     },
