@@ -12,6 +12,9 @@ from tests.support.charts import Values, merged, nested, render
 
 STANDARD = MODES["standard"]
 KEDA: Values = {"scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}}
+HTTP_ROUTE: Values = merged(
+    STANDARD, {"externalRoute": {"kind": "HTTPRoute", "httpRoute": {"parentRefs": [{"name": "a"}]}}}
+)
 
 COMBINATIONS: list[tuple[Values, str]] = [
     ({"scaling": {"maxReplicas": 2}}, "scaling.maxReplicas 2 with cache.accessModes"),
@@ -127,6 +130,42 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ),
     ({"tls": {"existingSecret": "x"}}, "tls.existingSecret: only with .* Standard; .*queue proxy"),
     ({"apiKeys": {"openMetrics": True}}, "apiKeys.openMetrics without apiKeys.existingSecret"),
+    *(
+        (
+            {"externalRoute": {"kind": kind}},
+            f"externalRoute.kind {kind}: only with .* Standard; Knative has an ingress of its own",
+        )
+        for kind in ("HTTPRoute", "Ingress")
+    ),
+    (
+        merged(STANDARD, {"externalRoute": {"kind": "HTTPRoute"}}),
+        "externalRoute.kind HTTPRoute needs externalRoute.httpRoute.parentRefs",
+    ),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"ingress": {"className": "nginx"}}}),
+        "externalRoute.ingress with externalRoute.kind HTTPRoute: there is no Ingress",
+    ),
+    (merged(HTTP_ROUTE, {"timeoutSeconds": 100_000}), "timeoutSeconds 100000 .* at most 99999"),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"httpRoute": {"inferencePool": "a"}}}),
+        "externalRoute.httpRoute.inferencePool needs metrics.compat vllm",
+    ),
+    (
+        merged(
+            HTTP_ROUTE,
+            {"externalRoute": {"httpRoute": {"inferencePool": "a"}}, "metrics": {"compat": "vllm"}},
+            {"apiKeys": {"existingSecret": "x"}},
+        ),
+        "inferencePool with apiKeys.existingSecret: .* set apiKeys.openMetrics true",
+    ),
+    (
+        merged(STANDARD, {"externalRoute": {"kind": "Ingress"}}),
+        "externalRoute.kind Ingress needs externalRoute.hostnames",
+    ),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"kind": "Ingress", "hostnames": ["a.b"]}}),
+        "externalRoute.httpRoute with externalRoute.kind Ingress: there is no HTTPRoute",
+    ),
     (
         {"apiKeys": {"existingSecret": "x"}, "podMonitor": {"enabled": True}},
         "podMonitor.enabled with apiKeys.existingSecret: .* set apiKeys.openMetrics true",
@@ -261,6 +300,9 @@ ALLOWED: list[Values] = [
     {"podAnnotations": {"autoscaling.knative.dev/scale-down-delay": "5m"}},
     merged(STANDARD, {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}}),
     {"canaryTrafficPercent": 0},
+    merged(HTTP_ROUTE, {"timeoutSeconds": 99_999}),
+    merged(STANDARD, {"timeoutSeconds": 100_000}),
+    {"externalRoute": {"kind": "Ingress"}, "benchmark": {"only": True, "batchSize": 1}},
 ]
 
 BAD: list[tuple[str, object]] = [
@@ -375,6 +417,17 @@ BAD: list[tuple[str, object]] = [
     ("apiKeys.key", "a/b"),
     ("apiKeys.keys", ["secret"]),
     ("tls.existingSecret", None),
+    ("externalRoute.kind", "Route"),
+    ("externalRoute.hostnames", "a.example.com"),
+    ("externalRoute.hostnames", ["*.example.com"]),
+    ("externalRoute.hostnames", ["https://a.example.com"]),
+    ("externalRoute.paths", []),
+    ("externalRoute.paths", ["v1"]),
+    ("externalRoute.paths", ["/v1/"]),
+    ("externalRoute.httpRoute.scheme", "tcp"),
+    ("externalRoute.httpRoute.parentRefs", ["public"]),
+    ("externalRoute.httpRoute.parentRefs", [{"namespace": "gateways"}]),
+    ("externalRoute.ingress.tls", [{"secret": "a"}]),
     ("tracing.endpoint", "collector:4318"),
     ("tracing.endpoint", "http://user:password@collector:4318"),
     ("tracing.protocol", "http/json"),

@@ -24,7 +24,14 @@ from tests.support.charts import (
 KUBERNETES = ("1.27", "1.37")
 
 #: Custom resources: kubernetes-validate has no schema for them.
-CUSTOM = {"InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
+CUSTOM = {
+    "HTTPRoute",
+    "InferenceService",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "ServiceMonitor",
+}
 
 #: API versions that every supported Kubernetes serves and none deprecates.
 API_VERSIONS = {
@@ -35,6 +42,7 @@ API_VERSIONS = {
     "serving.kserve.io/v1beta1",
     "monitoring.coreos.com/v1",
     "keda.sh/v1alpha1",
+    "gateway.networking.k8s.io/v1",
 }
 
 
@@ -72,6 +80,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
     kinds = {one["kind"] for one in seen.values()}
     assert kinds == {
         "ConfigMap",
+        "Ingress",
         "Job",
         "NetworkPolicy",
         "PersistentVolumeClaim",
@@ -127,6 +136,8 @@ def test_what_is_made(releases: dict[str, Release]) -> None:
         assert not release.has("NetworkPolicy")
         assert not release.has("PodDisruptionBudget")
         assert not release.has("ScaledObject")
+        assert not release.has("HTTPRoute")
+        assert not release.has("Ingress")
 
 
 @pytest.mark.slow

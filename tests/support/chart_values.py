@@ -129,6 +129,16 @@ OF_MODE: dict[str, Values] = {
     "standard": {
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "tls": {"existingSecret": "certificate"},
+        "externalRoute": {
+            "kind": "HTTPRoute",
+            "hostnames": ["texts.example.com"],
+            "paths": ["/v1", "/v2"],
+            "annotations": {"example.com/a": "b"},
+            "httpRoute": {
+                "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+                "inferencePool": "texts",
+            },
+        },
         "scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
     },
 }
@@ -137,6 +147,18 @@ OF_MODE: dict[str, Values] = {
 SERVICE_MONITOR: Values = {
     "podMonitor": {"enabled": False},
     "serviceMonitor": {"enabled": True, "labels": {"team": "ops"}},
+}
+
+#: Instead of the HTTPRoute.
+INGRESS: Values = {
+    "externalRoute": {
+        "kind": "Ingress",
+        "httpRoute": {"parentRefs": [], "inferencePool": ""},
+        "ingress": {
+            "className": "nginx",
+            "tls": [{"secretName": "texts", "hosts": ["texts.example.com"]}],
+        },
+    },
 }
 
 #: Every combination of the above, the examples, and everything at once in each mode.
@@ -157,3 +179,4 @@ MATRIX |= {
     f"everything, service monitor, {name}": merged(MATRIX[f"everything, {name}"], SERVICE_MONITOR)
     for name in MODES
 }
+MATRIX["everything, ingress, standard"] = merged(MATRIX["everything, standard"], INGRESS)

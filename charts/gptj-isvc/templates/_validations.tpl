@@ -4,7 +4,7 @@ names all problems at once. Every other template here prints a JSON list of prob
 */}}
 {{- define "gptj.validate" -}}
 {{- $problems := list -}}
-{{- range list "name" "scaling" "modelCache" "timeouts" "access" "monitoring" "model" "benchmark" "mode" "metadata" "environment" -}}
+{{- range list "name" "scaling" "modelCache" "timeouts" "access" "route" "monitoring" "model" "benchmark" "mode" "metadata" "environment" -}}
 {{- $problems = concat $problems (include (printf "gptj.validate.%s" .) $ | fromJsonArray) -}}
 {{- end -}}
 {{- if $problems -}}
