@@ -26,6 +26,7 @@ KUBERNETES = ("1.27", "1.37")
 #: Custom resources: kubernetes-validate has no schema for them.
 CUSTOM = {
     "HTTPRoute",
+    "InferencePool",
     "InferenceService",
     "PodMonitor",
     "PrometheusRule",
@@ -43,6 +44,7 @@ API_VERSIONS = {
     "monitoring.coreos.com/v1",
     "keda.sh/v1alpha1",
     "gateway.networking.k8s.io/v1",
+    "inference.networking.k8s.io/v1",
 }
 
 

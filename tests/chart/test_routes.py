@@ -16,7 +16,7 @@ GATEWAY: Object = {"name": "public", "namespace": "gateways"}
 
 
 def http_route(gateway: Values | None = None, **values: object) -> Values:
-    """An HTTPRoute for GATEWAY, with these values of ``httpRoute`` and others of ``externalRoute``."""
+    """A route for GATEWAY, with values of ``httpRoute`` and others of ``externalRoute``."""
     route = {"parentRefs": [GATEWAY], **(gateway or {})}
     return {"externalRoute": {"kind": "HTTPRoute", "httpRoute": route, **values}}
 
