@@ -84,12 +84,28 @@ def test_bounds_themselves_are_allowed() -> None:
         "num_return_sequences": [1, 8],
         "stop": ["a" * 64, ["a"] * 4, None],
         "return_full_text": [True, False],
+        "min_p": [0, 1],
+        "typical_p": [1e-9, 1],
+        "presence_penalty": [-2, 2],
+        "frequency_penalty": [-2, 2],
+        "logit_bias": [{}, None],
+        "stop_token_ids": [[], [0, 2047] * 8, None],
+        "ignore_eos": [True, False],
         "details": [True, False],
+        "logprobs": [0, 20, None],
     }
     assert set(allowed) == set(GenerationParameters.model_fields)
     for name, values in allowed.items():
         for value in values:
-            assert getattr(parse(body(**{name: value})).parameters, name) == value
+            sent = {"details": True, name: value}
+            assert getattr(parse(body(**sent)).parameters, name) == value
+
+
+def test_a_bias_by_token_id() -> None:
+    """Names in JSON are strings."""
+    sent = {str(i): 100 if i % 2 else -100 for i in range(1748, 2048)}
+    bias = parse(body(logit_bias=sent)).parameters.logit_bias
+    assert bias == {int(name): value for name, value in sent.items()}
 
 
 def test_what_an_error_repeats_is_cut() -> None:

@@ -67,6 +67,14 @@ class TextGenerator:
                     top_p=parameters.top_p,
                     repetition_penalty=parameters.repetition_penalty,
                     seed=(seed + index) % 2**63,
+                    min_p=parameters.min_p,
+                    typical_p=parameters.typical_p,
+                    presence_penalty=parameters.presence_penalty,
+                    frequency_penalty=parameters.frequency_penalty,
+                    logit_bias=tuple((parameters.logit_bias or {}).items()),
+                    stop_token_ids=tuple(parameters.stop_token_ids or ()),
+                    ignore_eos=parameters.ignore_eos,
+                    logprobs=parameters.logprobs,
                 )
                 for index in range(parameters.num_return_sequences)
             )

@@ -128,6 +128,11 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
         parameters.lengths.check_order()
     except OrderError as error:
         raise InvalidInput(f"parameters.{error.parameter}: {error}") from None
+    if parameters.logprobs is not None and not parameters.details:
+        raise InvalidInput(
+            f"parameters.logprobs: {parameters.logprobs} needs parameters.details true, "
+            "where the log-probabilities are"
+        )
     return GenerationRequest(tuple(request.instances), parameters, request.stream)
 
 
@@ -229,7 +234,7 @@ def _not_allowed(name: str, value: object, limits: Limits) -> str:
 
 def _shown(value: object) -> str:
     try:
-        return _cut(orjson.dumps(value).decode())
+        return _cut(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
     except (TypeError, orjson.JSONEncodeError):
         return _cut(repr(value))
 
