@@ -28,6 +28,7 @@ ORDER = (
     "routes.generate",
     "kserve_quirks",
     "protocols.v1",
+    "protocols.json_bodies",
     "predictor",
     "event_stream",
     "errors",

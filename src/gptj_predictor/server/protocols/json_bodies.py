@@ -39,7 +39,7 @@ def unknown_name(location: Sequence[int | str], known: Sequence[str]) -> str:
 def shown(value: object) -> str:
     """A value as JSON, shortened."""
     try:
-        return cut(orjson.dumps(value).decode())
+        return cut(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
     except (TypeError, orjson.JSONEncodeError):
         return cut(repr(value))
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
 from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,10 +13,13 @@ from gptj_predictor.server.errors import Problem
 from gptj_predictor.server.event_stream import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
 from gptj_predictor.server.generation import Generation
 from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest, Piece
+from gptj_predictor.server.protocols.json_bodies import (
+    SHOWN_CHARACTERS,
+    parse_json,
+    shown,
+    unknown_name,
+)
 from gptj_predictor.settings import GenerationParameters, Limits, OrderError
-
-#: How much of a bad value an error repeats.
-SHOWN_CHARACTERS = 60
 
 #: What the fields beside ``instances`` may be.
 _WORDS: dict[tuple[int | str, ...], str] = {
@@ -106,9 +107,9 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
     Raises:
         InvalidInput: naming the field, its value and what is allowed.
     """
-    raw = _parse_json(body)
+    raw = parse_json(body)
     if not isinstance(raw, dict):
-        raise InvalidInput(f"the body is {_shown(raw)}; it must be an object with instances")
+        raise InvalidInput(f"the body is {shown(raw)}; it must be an object with instances")
     if isinstance(raw.get("parameters"), dict):
         raw = raw | {"parameters": _with_lower_case_names(raw["parameters"])}
     try:
@@ -179,17 +180,6 @@ def _prediction(
     return {"generated_text": full, "details": details.model_dump()}
 
 
-def _parse_json(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "surrogate" in str(error) and body.isascii():
-            raise InvalidInput(
-                "the body has a lone surrogate (\\ud800 to \\udfff); text must be valid Unicode"
-            ) from None
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-
-
 def _with_lower_case_names(parameters: dict[str, Any]) -> dict[str, Any]:
     lowered: dict[str, Any] = {}
     for name, value in parameters.items():
@@ -205,39 +195,21 @@ def _explain(error: ValidationError, limits: Limits) -> str:
     location = problem["loc"]
     if problem["type"] == "extra_forbidden":
         known = GenerationParameters if location[0] == "parameters" else V1Request
-        return _unknown_name(location, list(known.model_fields))
+        return unknown_name(location, list(known.model_fields))
     if location[0] == "parameters" and len(location) > 1:
         return _not_allowed(str(location[1]), problem["input"], limits)
     if location in _WORDS:
         name = str(location[0])
-        return f"{name}: {_shown(problem['input'])} is not allowed; {_WORDS[location]}"
+        return f"{name}: {shown(problem['input'])} is not allowed; {_WORDS[location]}"
     if problem["type"] == "missing":
         return "instances: missing; it must be a list of strings"
     if len(location) > 1:
-        return f"instances[{location[1]}]: {_shown(problem['input'])} is not a string"
+        return f"instances[{location[1]}]: {shown(problem['input'])} is not a string"
     return (
-        f"instances: {_shown(problem['input'])} is not allowed; it must be a list of 1 to "
+        f"instances: {shown(problem['input'])} is not allowed; it must be a list of 1 to "
         f"{limits.max_instances} strings"
     )
 
 
-def _unknown_name(location: tuple[int | str, ...], known: list[str]) -> str:
-    name = str(location[-1])
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)
-    path = "".join(f"{part}." for part in location[:-1])
-    return f"{path}{_cut(name)}: unknown; did you mean {nearest[0]}? Known are {', '.join(known)}"
-
-
 def _not_allowed(name: str, value: object, limits: Limits) -> str:
-    return f"parameters.{name}: {_shown(value)} is not allowed; use {limits.allowed()[name]}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return _cut(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
-    except (TypeError, orjson.JSONEncodeError):
-        return _cut(repr(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+    return f"parameters.{name}: {shown(value)} is not allowed; use {limits.allowed()[name]}"
