@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,11 @@ class Tokenizer:
             if type(error).__name__ == "PanicException":
                 raise RuntimeError("the tokenizer panicked") from error
             raise
+
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of tokens, special ones included; bytes that are not UTF-8 are U+FFFD."""
+        spelled = (self._bytes[one] for one in token_ids if one < len(self._bytes))
+        return b"".join(spelled).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token: none for a special token or an id without a text."""

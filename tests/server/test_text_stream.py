@@ -54,7 +54,7 @@ class Reading:
             Detokenizer(TOKENIZER, stop),
             self.active,
             self.relay,
-            num_prompt_tokens=1,
+            prompt=TokenizedPrompt("a", [1], (PARAMS,)),
             seed=number,
             reads_along=True,
             on_news=self.generation.note,

@@ -171,6 +171,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
         predictor = GPTJPredictor(
             name or wire_name(settings.model_id),
+            model_id=settings.model_id,
             defaults=fit_defaults(defaults, limits),
             limits=limits,
             requests=requests,

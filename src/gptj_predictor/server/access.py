@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.server.api_keys import ApiKeys
 from gptj_predictor.server.callers import CALLER, ForwardedFor
+from gptj_predictor.server.error_body import error_body
 from gptj_predictor.server.middleware import header, note_refusal, refusal_reason
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,8 @@ class RequireKey:
             text = UNKNOWN_KEY if authorization else NO_KEY
             refusal_reason(scope, text)
             note_refusal(scope, "unauthenticated")
-            refusal = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+            body = error_body(scope["path"], 401, text)
+            refusal = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptj_predictor.server.callers import CALLER, caller_of
+from gptj_predictor.server.error_body import error_body
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,9 @@ def refusal_reason(scope: Scope, reason: str) -> None:
 
 
 def note_texts(
-    scope: Scope, prompts: Sequence[str], texts: Sequence[Sequence[str]] | None = None
+    scope: Scope,
+    prompts: Sequence[str | Sequence[int]],
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Leave prompts, and their texts once there are some, for the log: see ``--log_prompts``."""
     scope[_TEXTS] = {"prompts": prompts, "texts": texts}
@@ -124,7 +127,7 @@ async def refuse(
     """
     refusal_reason(scope, text)
     note_refusal(scope, refusal)
-    body = orjson.dumps({"error": text})
+    body = orjson.dumps(error_body(scope["path"], status, text))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -182,14 +185,14 @@ class RequestLog:
         except ClientDisconnect:
             note_refusal(scope, CLIENT_GONE)
         except Exception:
-            request_id = _request_id(scope)
+            request_id = request_id_of(scope)
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             status = 499 if refusal_of(scope) == CLIENT_GONE else status_of(scope) or 500
             _log(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.
-                fields = {"message": "prompts and texts", "request_id": _request_id(scope)}
+                fields = {"message": "prompts and texts", "request_id": request_id_of(scope)}
                 logger.info(fields | scope[_TEXTS])
 
 
@@ -204,7 +207,7 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
         "path": path[:200],
         "status": status,
         "milliseconds": round(seconds * 1000, 1),
-        "request_id": _request_id(scope),
+        "request_id": request_id_of(scope),
         "caller": caller_of(scope),
     } | ({"error": reason} if reason else {})
     logger.log(
@@ -266,7 +269,8 @@ def header(scope: Scope, name: bytes, default: bytes) -> bytes:
     return values[-1] if values else default
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
+    """A request's id, once :class:`RequestId` has seen it."""
     return header(scope, b"x-request-id", b"").decode()
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import time
 from collections.abc import Callable
 
 import kserve
 from grpc_interceptor.exceptions import Unimplemented
 from kserve.errors import ModelNotReady
 
+from gptj_predictor import __version__
 from gptj_predictor.common.threads import in_daemon_thread
 from gptj_predictor.engine.core import EngineInfo
 from gptj_predictor.engine.request import FinishReason
@@ -18,7 +21,8 @@ from gptj_predictor.server.active_requests import ActiveRequests
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import Generation, TextGenerator
 from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, TokenizedPrompt
-from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.settings import GenerationParameters, Limits, wire_name
+from gptj_predictor.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ class GPTJPredictor(kserve.Model):
         self,
         name: str,
         *,
+        model_id: str,
         defaults: GenerationParameters,
         limits: Limits,
         requests: ActiveRequests,
@@ -43,6 +48,7 @@ class GPTJPredictor(kserve.Model):
 
         Args:
             name: The model's name in URLs.
+            model_id: Its id on the hub, which some clients call it.
             defaults: What a request does not say.
             limits: What a request may ask for.
             requests: Those that the server is working on.
@@ -51,9 +57,11 @@ class GPTJPredictor(kserve.Model):
         """
         super().__init__(name)
         self.engine = True  # tells kserve to run start_engine beside the servers
+        self.created = int(time.time())  # in seconds since 1970
         self.defaults = defaults
         self.limits = limits
         self.requests = requests
+        self._model_id = model_id
         self._drain = drain
         self._load = load
         self._generator: TextGenerator | None = None
@@ -80,6 +88,17 @@ class GPTJPredictor(kserve.Model):
         self._is_lost = True
         self.requests.end_all(FinishReason.ERROR)
 
+    @property
+    def fingerprint(self) -> str:
+        """Stands for what a seeded text depends on beside its request, as far as this is known."""
+        info = self._loaded().engine.info()
+        parts = [__version__, self.name, info.precision, *map(str, info.attention.items())]
+        return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether a client that names a model means this one, by its name or by its id."""
+        return name == self.name or wire_name(name) == wire_name(self._model_id)
+
     async def healthy(self) -> bool:
         """Weights loaded, the engine running, and the server not about to end."""
         return self.serving
@@ -105,6 +124,17 @@ class GPTJPredictor(kserve.Model):
     def engine_info(self) -> EngineInfo | None:
         """What the engine is, once it is loaded."""
         return None if self._generator is None else self._generator.engine.info()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's.
+
+        Raises:
+            ModelNotReady: it is not loaded yet, or the server ends.
+        """
+        if not self.ready:
+            raise ModelNotReady(self.name)
+        return self._loaded().tokenizer
 
     def trouble(self, step_timeout_seconds: float) -> str | None:
         """What is wrong with the engine, in one line; ``None`` while it is fine.

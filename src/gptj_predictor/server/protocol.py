@@ -12,11 +12,13 @@ class Protocol(enum.StrEnum):
     """How a request was sent."""
 
     V1 = "v1"
+    OPENAI = "openai"
 
 
 #: The paths of each protocol's requests for texts, some with the model's name in them.
 _PATHS = {
     Protocol.V1: re.compile(r"/v1/models/(?P<model>[^/]+):predict"),
+    Protocol.OPENAI: re.compile(r"(/openai)?/v1/(chat/)?completions"),
 }
 
 

@@ -23,6 +23,7 @@ from gptj_predictor.server.generation_call import (
     GenerationFailedError,
     OutOfMemoryError,
     Piece,
+    TokenizedPrompt,
 )
 from gptj_predictor.tokenizer import Detokenizer
 
@@ -69,7 +70,7 @@ class TextStream:
         active: ActiveRequest,
         relay: EventRelay,
         *,
-        num_prompt_tokens: int,
+        prompt: TokenizedPrompt,
         seed: int,
         reads_along: bool,
         on_news: Callable[[TextStream], None],
@@ -81,7 +82,7 @@ class TextStream:
             detokenizer: Makes its text.
             active: The request.
             relay: Brings the events.
-            num_prompt_tokens: Tokens of the prompt.
+            prompt: What comes before the text.
             seed: Of the sequence.
             reads_along: Whether each token is news.
             on_news: Called in the loop with this stream when there is a piece, or the end.
@@ -91,7 +92,7 @@ class TextStream:
         self._detokenizer = detokenizer
         self._active = active
         self._relay = relay
-        self._num_prompt_tokens = num_prompt_tokens
+        self._prompt = prompt
         self._seed = seed
         self._reads_along = reads_along
         self._on_news = on_news
@@ -102,14 +103,14 @@ class TextStream:
         self._tokens: list[GeneratedToken] = []
         self._prompt_logprobs: tuple[TokenLogprobs, ...] = ()
         self._num_read_parts = self._num_read_tokens = 0
-        self._is_read = False
+        self._is_begun = self._is_read = False
         self._text: GeneratedText | None = None
         self._error: Exception | None = None
 
     def put(self, event: Event) -> None:
         """Take an event; called in the engine's thread."""
         if event.is_scheduled:
-            self._active.ticket.started(self._num_prompt_tokens)
+            self._active.ticket.started(len(self._prompt.token_ids))
             return
         self._waiting.append(event)
         if self._reads_along or event.finish_reason is not None:
@@ -197,7 +198,9 @@ class TextStream:
         self._num_read_parts += len(parts)
         self._num_read_tokens += len(tokens)
         self._is_read = self._is_read or ends
-        return Piece(*self._place, "".join(parts), tokens, self._text)
+        prompt_logprobs = () if self._is_begun else self._prompt_logprobs
+        self._is_begun = True
+        return Piece(*self._place, "".join(parts), tokens, self._text, prompt_logprobs)
 
     def _new_tokens(self) -> tuple[GeneratedToken, ...]:
         """Those that have not been read and begin in the text that is certain."""
@@ -236,6 +239,7 @@ class TextStream:
             num_generated_tokens=self._num_tokens,
             seed=self._seed,
             timeline=self.handle.timeline,
+            prompt=self._prompt,
             tokens=tuple(tokens),
             prompt_logprobs=self._prompt_logprobs,
         )

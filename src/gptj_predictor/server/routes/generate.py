@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -19,9 +20,11 @@ from gptj_predictor.server.http_requests import active_request
 from gptj_predictor.server.middleware import note_generation, note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 
+Asked = TypeVar("Asked", bound=GenerationRequest)
+
 
 @dataclass(frozen=True)
-class WireFormat:
+class WireFormat(Generic[Asked]):
     """A protocol's own part of a request for texts.
 
     Attributes:
@@ -31,14 +34,14 @@ class WireFormat:
         error_event: To the last event of a stream that fails.
     """
 
-    parse: Callable[[bytes], GenerationRequest]
-    answer: Callable[[GenerationRequest, list[list[GeneratedText]]], Response]
-    events: Callable[[GenerationRequest, Generation], AsyncIterator[bytes]]
+    parse: Callable[[bytes], Asked]
+    answer: Callable[[Asked, list[list[GeneratedText]]], Response]
+    events: Callable[[Asked, Generation], AsyncIterator[bytes]]
     error_event: Callable[[Problem], bytes]
 
 
 async def generate(
-    request: Request, dataplane: DataPlane, predictor: GPTJPredictor, wire: WireFormat
+    request: Request, dataplane: DataPlane, predictor: GPTJPredictor, wire: WireFormat[Asked]
 ) -> Response:
     """Answer a request for texts, at once or in a stream.
 

@@ -34,10 +34,6 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         error_event=error_event,
     )
 
-    @router.get("/models")
-    async def models() -> dict[str, list[str]]:
-        return {"models": [predictor.name]}
-
     async def predict(model_name: str, request: Request) -> Response:
         dataplane.get_model_from_registry(model_name)
         return await generate(request, dataplane, predictor, wire)
