@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import kserve
 from grpc_interceptor.exceptions import Unimplemented
@@ -18,6 +19,7 @@ from gptj_predictor.server.active_requests import ActiveRequests
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import Generation, TextGenerator
 from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, TokenizedPrompt
+from gptj_predictor.server.tensors import OUTPUTS, PROMPT
 from gptj_predictor.settings import GenerationParameters, Limits
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,14 @@ class GPTJPredictor(kserve.Model):
         """Answer what waits for an engine that will not: it has died or hangs."""
         self._is_lost = True
         self.requests.end_all(FinishReason.ERROR)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Inputs, for metadata."""
+        return [PROMPT.metadata()]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Outputs, for metadata: those that come without being asked for."""
+        return [output.metadata() for output in OUTPUTS]
 
     async def healthy(self) -> bool:
         """Weights loaded, the engine running, and the server not about to end."""

@@ -12,11 +12,15 @@ class Protocol(enum.StrEnum):
     """How a request was sent."""
 
     V1 = "v1"
+    OIP = "oip"
 
 
 #: The paths of each protocol's requests for texts, some with the model's name in them.
 _PATHS = {
     Protocol.V1: re.compile(r"/v1/models/(?P<model>[^/]+):predict"),
+    Protocol.OIP: re.compile(
+        r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/(infer|generate|generate_stream)"
+    ),
 }
 
 

@@ -9,17 +9,24 @@ from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gptj_predictor.engine.request import FinishReason
-from gptj_predictor.server.errors import Problem
 from gptj_predictor.server.event_stream import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
 from gptj_predictor.server.generation import Generation
-from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest, Piece
-from gptj_predictor.server.protocols.json_bodies import (
-    SHOWN_CHARACTERS,
-    parse_json,
-    shown,
-    unknown_name,
+from gptj_predictor.server.generation_call import (
+    FieldNames,
+    GeneratedText,
+    GenerationRequest,
+    Piece,
 )
-from gptj_predictor.settings import GenerationParameters, Limits, OrderError
+from gptj_predictor.server.protocols.json_bodies import parse_json, shown, unknown_name
+from gptj_predictor.server.protocols.parameters import (
+    explain_parameter,
+    parameters_schema,
+    settle,
+    with_lower_case_names,
+)
+from gptj_predictor.settings import GenerationParameters, Limits
+
+_NAMES = FieldNames()
 
 #: What the fields beside ``instances`` may be.
 _WORDS: dict[tuple[int | str, ...], str] = {
@@ -88,10 +95,8 @@ def openapi_schema(limits: Limits) -> dict[str, Any]:
     It is in one piece, as OpenAPI looks for references in another place.
     """
     schema = V1Request.model_json_schema()
-    parameters = schema.pop("$defs")["GenerationParameters"]
-    for name, allowed in limits.allowed().items():
-        parameters["properties"][name]["description"] += f" Allowed: {allowed}."
-    schema["properties"]["parameters"] = parameters
+    del schema["$defs"]
+    schema["properties"]["parameters"] = parameters_schema(limits)
     schema["properties"]["instances"]["maxItems"] = limits.max_instances
     return schema
 
@@ -111,7 +116,7 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
     if not isinstance(raw, dict):
         raise InvalidInput(f"the body is {shown(raw)}; it must be an object with instances")
     if isinstance(raw.get("parameters"), dict):
-        raw = raw | {"parameters": _with_lower_case_names(raw["parameters"])}
+        raw = raw | {"parameters": with_lower_case_names(raw["parameters"])}
     try:
         request = V1Request.model_validate(raw, strict=True)
     except ValidationError as error:
@@ -120,20 +125,7 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
         raise InvalidInput(
             f"instances: {len(request.instances)} prompts; allowed are 1 to {limits.max_instances}"
         )
-    exceeded = limits.exceeded_by(request.parameters)
-    if exceeded is not None:
-        value = getattr(request.parameters, exceeded)
-        raise InvalidInput(_not_allowed(exceeded, value, limits))
-    parameters = request.parameters.over(defaults)
-    try:
-        parameters.lengths.check_order()
-    except OrderError as error:
-        raise InvalidInput(f"parameters.{error.parameter}: {error}") from None
-    if parameters.logprobs is not None and not parameters.details:
-        raise InvalidInput(
-            f"parameters.logprobs: {parameters.logprobs} needs parameters.details true, "
-            "where the log-probabilities are"
-        )
+    parameters = settle(request.parameters, defaults, limits, _NAMES)
     return GenerationRequest(tuple(request.instances), parameters, request.stream)
 
 
@@ -155,11 +147,6 @@ async def events(request: GenerationRequest, generation: Generation) -> AsyncIte
     yield event(format_response(request, await generation.texts()))
 
 
-def error_event(problem: Problem) -> bytes:
-    """The last event of a stream that fails."""
-    return event({"error": problem.text})
-
-
 def _piece(piece: Piece) -> dict[str, Any]:
     return {"instance": piece.instance, "sequence": piece.sequence, "text": piece.text}
 
@@ -168,8 +155,12 @@ def _prediction(
     prompt: str, text: GeneratedText, parameters: GenerationParameters
 ) -> dict[str, Any]:
     full = prompt + text.text if parameters.return_full_text else text.text
-    if not parameters.details:
-        return {"generated_text": full}
+    details = {"details": details_of(text)} if parameters.details else {}
+    return {"generated_text": full} | details
+
+
+def details_of(text: GeneratedText) -> dict[str, Any]:
+    """How a text came about: :class:`Details`."""
     details = Details(
         finish_reason=text.finish_reason,
         prompt_tokens=text.timeline.num_prompt_tokens,
@@ -177,27 +168,18 @@ def _prediction(
         cached_tokens=text.timeline.num_cached_tokens,
         seed=text.seed,
     )
-    return {"generated_text": full, "details": details.model_dump()}
-
-
-def _with_lower_case_names(parameters: dict[str, Any]) -> dict[str, Any]:
-    lowered: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name.lower() in lowered:
-            raise InvalidInput(f"parameters.{name[:SHOWN_CHARACTERS]}: given more than once")
-        lowered[name.lower()] = value
-    return lowered
+    return details.model_dump()
 
 
 def _explain(error: ValidationError, limits: Limits) -> str:
     """The first problem, in our words."""
     problem = error.errors(include_url=False)[0]
     location = problem["loc"]
-    if problem["type"] == "extra_forbidden":
-        known = GenerationParameters if location[0] == "parameters" else V1Request
-        return unknown_name(location, list(known.model_fields))
     if location[0] == "parameters" and len(location) > 1:
-        return _not_allowed(str(location[1]), problem["input"], limits)
+        problem["loc"] = location[1:]
+        return explain_parameter(problem, limits, _NAMES)
+    if problem["type"] == "extra_forbidden":
+        return unknown_name(location, list(V1Request.model_fields))
     if location in _WORDS:
         name = str(location[0])
         return f"{name}: {shown(problem['input'])} is not allowed; {_WORDS[location]}"
@@ -209,7 +191,3 @@ def _explain(error: ValidationError, limits: Limits) -> str:
         f"instances: {shown(problem['input'])} is not allowed; it must be a list of 1 to "
         f"{limits.max_instances} strings"
     )
-
-
-def _not_allowed(name: str, value: object, limits: Limits) -> str:
-    return f"parameters.{name}: {shown(value)} is not allowed; use {limits.allowed()[name]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -12,33 +13,35 @@ from kserve.errors import ModelNotReady
 from kserve.protocol.dataplane import DataPlane
 
 from gptj_predictor.server.errors import Problem
-from gptj_predictor.server.event_stream import EventStream
+from gptj_predictor.server.event_stream import EventStream, error_event
 from gptj_predictor.server.generation import Generation
 from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, GenerationRequest
 from gptj_predictor.server.http_requests import active_request
 from gptj_predictor.server.middleware import note_generation, note_texts
 from gptj_predictor.server.predictor import GPTJPredictor
 
+Asked = TypeVar("Asked", bound=GenerationRequest)
+
 
 @dataclass(frozen=True)
-class WireFormat:
+class WireFormat(Generic[Asked]):
     """A protocol's own part of a request for texts.
 
     Attributes:
         parse: From a body to what is asked for; raises ``InvalidInput``.
         answer: From that and the texts, a list for each prompt, to the answer.
-        events: To a streamed answer's events, the last one included.
+        events: To a streamed answer's events, the last one included; ``None`` if none is streamed.
         error_event: To the last event of a stream that fails.
     """
 
-    parse: Callable[[bytes], GenerationRequest]
-    answer: Callable[[GenerationRequest, list[list[GeneratedText]]], Response]
-    events: Callable[[GenerationRequest, Generation], AsyncIterator[bytes]]
-    error_event: Callable[[Problem], bytes]
+    parse: Callable[[bytes], Asked]
+    answer: Callable[[Asked, list[list[GeneratedText]]], Response]
+    events: Callable[[Asked, Generation], AsyncIterator[bytes]] | None = None
+    error_event: Callable[[Problem], bytes] = error_event
 
 
 async def generate(
-    request: Request, dataplane: DataPlane, predictor: GPTJPredictor, wire: WireFormat
+    request: Request, dataplane: DataPlane, predictor: GPTJPredictor, wire: WireFormat[Asked]
 ) -> Response:
     """Answer a request for texts, at once or in a stream.
 
@@ -56,6 +59,7 @@ async def generate(
         note_generation(request.scope, call)
         generated, _ = await dataplane.infer(predictor.name, call, dict(request.headers))
         if isinstance(generated, Generation):
+            assert wire.events is not None
             work.callback(generated.cancel)
             events = _noted(request, asked, generated, wire.events(asked, generated))
             return EventStream(events, wire.error_event, work.pop_all())
