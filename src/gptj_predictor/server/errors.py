@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grpc_interceptor.exceptions import PermissionDenied, Unimplemented
+from grpc_interceptor.exceptions import NotFound, PermissionDenied, Unimplemented
 from kserve.errors import (
     InvalidInput,
     ModelNotFound,
@@ -26,6 +26,7 @@ _STATUS = {
     InvalidInput: 400,
     PermissionDenied: 403,
     ModelNotFound: 404,
+    NotFound: 404,
     Unimplemented: 501,
 }
 

@@ -61,6 +61,15 @@ class GPTJPredictor(kserve.Model):
         self._generator: TextGenerator | None = None
         self._is_lost = False
 
+    def check_ready(self) -> None:
+        """Ready, even if the server is not because it drains.
+
+        Raises:
+            ModelNotReady: it is not.
+        """
+        if not self.ready:
+            raise ModelNotReady(self.name)
+
     async def start_engine(self) -> None:
         """Load in a thread, so that probes are answered meanwhile; then the model is ready."""
         self._generator = await asyncio.wrap_future(in_daemon_thread(self._load, "load"))

@@ -82,7 +82,7 @@ class GenerateRequest(GenerationRequest):
     id: str = ""
 
 
-def openapi_schema(limits: Limits) -> dict[str, Any]:
+def generate_schema(limits: Limits) -> dict[str, Any]:
     """A request's schema, with what this model and server allow."""
     parameters = parameters_schema(limits)
     properties = parameters["properties"]

@@ -112,7 +112,7 @@ class InferResponse(BaseModel):
     outputs: list[ResponseTensor]
 
 
-def openapi_schema(limits: Limits) -> dict[str, Any]:
+def infer_schema(limits: Limits) -> dict[str, Any]:
     """The JSON part's schema in one piece, with what this model and server allow."""
     parameters = parameters_schema(limits)
     parameters["properties"]["return_full_text"]["default"] = False

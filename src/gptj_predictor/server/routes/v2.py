@@ -19,13 +19,12 @@ from kserve.protocol.rest.v2_datamodels import (
 from kserve.protocol.rest.v2_endpoints import V2Endpoints
 
 from gptj_predictor.server.predictor import GPTJPredictor
-from gptj_predictor.server.protocols import generate as oip_generate
-from gptj_predictor.server.protocols import infer_rest
 from gptj_predictor.server.protocols.generate import (
     GenerateRequest,
     GenerateResponse,
     generate_events,
     generate_response,
+    generate_schema,
     parse_generate,
 )
 from gptj_predictor.server.protocols.infer import InferRequest, check_model
@@ -33,6 +32,7 @@ from gptj_predictor.server.protocols.infer_rest import (
     LENGTH_HEADER,
     InferResponse,
     infer_response,
+    infer_schema,
     parse_infer,
 )
 from gptj_predictor.server.protocols.v1 import ErrorResponse
@@ -102,8 +102,7 @@ def v2_routes(
         check_model(model_name, model_version, predictor.name)
         return await generate(request, dataplane, predictor, streamed)
 
-    infer_schema = infer_rest.openapi_schema(predictor.limits)
-    text_schema = oip_generate.openapi_schema(predictor.limits)
+    text_schema = generate_schema(predictor.limits)
     for place in _PLACES:
         shown = place is _MODEL
         for path, ask, answer in (
@@ -118,7 +117,7 @@ def v2_routes(
                 include_in_schema=shown,
             )
         for path, call, schema, result in (
-            ("/infer", infer, infer_schema, InferResponse),
+            ("/infer", infer, infer_schema(predictor.limits), InferResponse),
             ("/generate", generate_text, text_schema, GenerateResponse),
             ("/generate_stream", generate_stream, text_schema, None),
         ):
