@@ -93,7 +93,7 @@ def test_no_new_label_for_an_unknown_reason() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", PATH), ("POST", "/v1/models/m"), ("GET", "/metrics"), ("POST", "/v2/models/m/infer")],
+    [("GET", PATH), ("POST", "/v1/models/m"), ("GET", "/metrics"), ("POST", "/v2/models/m/load")],
 )
 def test_only_requests_for_texts_are_counted(method: str, path: str) -> None:
     counts = counted(200, method=method, path=path)

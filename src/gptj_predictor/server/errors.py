@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grpc_interceptor.exceptions import PermissionDenied, Unimplemented
+from grpc_interceptor.exceptions import NotFound, PermissionDenied, Unimplemented
 from kserve.errors import (
     InvalidInput,
     ModelNotFound,
@@ -34,6 +34,7 @@ from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, note_refusal, 
 _STATUS = {
     InvalidInput: 400,
     PermissionDenied: 403,
+    NotFound: 404,
     Unimplemented: 501,
 }
 

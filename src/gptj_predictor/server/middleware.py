@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptj_predictor.server.callers import CALLER, caller_of
 from gptj_predictor.server.error_body import error_body
+from gptj_predictor.server.protocol import GRPC_PROBES
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 #: Probes and scrapes come every few seconds; they are logged only on a failure.
-QUIET_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+")
+QUIET_PATHS = re.compile(
+    rf"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|{GRPC_PROBES.pattern}"
+)
 
 #: Seconds that a client is told to wait where nothing better is known.
 RETRY_AFTER_SECONDS = 5

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 import kserve
 from grpc_interceptor.exceptions import Unimplemented
@@ -21,6 +22,7 @@ from gptj_predictor.server.active_requests import ActiveRequests
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import Generation, TextGenerator
 from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, TokenizedPrompt
+from gptj_predictor.server.tensors import OUTPUTS, PROMPT
 from gptj_predictor.settings import GenerationParameters, Limits, wire_name
 from gptj_predictor.tokenizer import Tokenizer
 
@@ -67,6 +69,15 @@ class GPTJPredictor(kserve.Model):
         self._generator: TextGenerator | None = None
         self._is_lost = False
 
+    def check_ready(self) -> None:
+        """Ready, even if the server is not because it drains.
+
+        Raises:
+            ModelNotReady: it is not.
+        """
+        if not self.ready:
+            raise ModelNotReady(self.name)
+
     async def start_engine(self) -> None:
         """Load in a thread, so that probes are answered meanwhile; then the model is ready."""
         self._generator = await asyncio.wrap_future(in_daemon_thread(self._load, "load"))
@@ -98,6 +109,14 @@ class GPTJPredictor(kserve.Model):
     def is_called(self, name: str) -> bool:
         """Whether a client that names a model means this one, by its name or by its id."""
         return name == self.name or wire_name(name) == wire_name(self._model_id)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Inputs, for metadata."""
+        return [PROMPT.metadata()]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Outputs, for metadata: those that come without being asked for."""
+        return [output.metadata() for output in OUTPUTS]
 
     async def healthy(self) -> bool:
         """Weights loaded, the engine running, and the server not about to end."""

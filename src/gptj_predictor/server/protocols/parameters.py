@@ -66,6 +66,19 @@ def settle(
     return parameters
 
 
+def check_details(parameters: GenerationParameters, names: FieldNames) -> None:
+    """For the protocols whose log-probabilities are among the details.
+
+    Raises:
+        InvalidInput: log-probabilities were asked for and details were not.
+    """
+    if parameters.logprobs is not None and not parameters.details:
+        raise InvalidInput(
+            f"{names.parameters}logprobs: {parameters.logprobs} needs {names.parameters}details "
+            "true, where the log-probabilities are"
+        )
+
+
 def explain_parameter(problem: ErrorDetails, limits: Limits, names: FieldNames) -> str:
     """What is wrong with a parameter, in our words.
 

@@ -8,7 +8,6 @@ from typing import Any
 from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gptj_predictor.server.errors import Problem
 from gptj_predictor.server.event_stream import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
 from gptj_predictor.server.generation import Generation
 from gptj_predictor.server.generation_call import (
@@ -20,6 +19,7 @@ from gptj_predictor.server.generation_call import (
 from gptj_predictor.server.protocols.details import Details, details_of
 from gptj_predictor.server.protocols.json_bodies import parse_json, shown, unknown_name
 from gptj_predictor.server.protocols.parameters import (
+    check_details,
     explain_parameter,
     parameters_schema,
     settle,
@@ -114,11 +114,7 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
             f"instances: {len(request.instances)} prompts; allowed are 1 to {limits.max_instances}"
         )
     parameters = settle(request.parameters, defaults, limits, _NAMES)
-    if parameters.logprobs is not None and not parameters.details:
-        raise InvalidInput(
-            f"parameters.logprobs: {parameters.logprobs} needs parameters.details true, "
-            "where the log-probabilities are"
-        )
+    check_details(parameters, _NAMES)
     return GenerationRequest(tuple(request.instances), parameters, request.stream)
 
 
@@ -137,11 +133,6 @@ async def events(request: GenerationRequest, generation: Generation) -> AsyncIte
         if new or not pieces:
             yield b"".join(new) or KEEP_ALIVE
     yield event(format_response(request, await generation.texts()))
-
-
-def error_event(problem: Problem) -> bytes:
-    """The last event of a stream that fails."""
-    return event({"error": problem.text})
 
 
 def _piece(piece: Piece) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def create_app(
     app.add_api_route("/", dataplane.live, methods=["GET"])
     app.add_api_route("/metrics", metrics_handler, methods=["GET"])
     app.include_router(v1_routes(dataplane, predictor))
-    app.include_router(v2_routes(dataplane, repository))
     app.include_router(openai_routes(dataplane, predictor))
+    app.include_router(v2_routes(dataplane, repository, predictor))
     add_error_handlers(app)
     return app
