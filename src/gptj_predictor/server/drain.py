@@ -60,15 +60,12 @@ class Drain:
             return math.inf
         return max(0.0, self._begun + self._grace_seconds - time.monotonic())
 
-    async def run(
-        self, *, is_ready: Callable[[], bool], on_refusing: Callable[[], None] = lambda: None
-    ) -> None:
+    async def run(self, *, is_ready: Callable[[], bool]) -> None:
         """Go through the phases; return when all is answered, or cannot be in time.
 
         Args:
             is_ready: Whether routers may have learned that the server is ready. If it is not,
                 there is nothing to wait for.
-            on_refusing: Called when new requests are refused from now on.
         """
         loop = asyncio.get_running_loop()
         started, self._begun = loop.time(), time.monotonic()
@@ -78,7 +75,6 @@ class Drain:
             logger.info("draining: new requests are served for %g s", self._delay_seconds)
             await asyncio.sleep(min(self._delay_seconds, self._grace_seconds - margin))
         self.phase = Phase.REFUSING
-        on_refusing()
         logger.info("draining: %d requests are still to be answered", self.num_open)
         if not await self._answered_by(started + self._grace_seconds - margin):
             logger.warning("draining: %d requests end with what they have", self.num_open)

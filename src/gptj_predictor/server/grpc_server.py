@@ -156,7 +156,6 @@ class PredictorGRPCServer:
         self._max_message_bytes = max_message_bytes
         self._health: Health | None = None
         self._server: grpc.aio.Server | None = None
-        self._refusing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Serve until :meth:`stop`."""
@@ -181,17 +180,8 @@ class PredictorGRPCServer:
         await self._server.start()
         await self._server.wait_for_termination()
 
-    def refuse(self, seconds: float) -> None:
-        """Close the port, and tell clients to go elsewhere; what runs may end in so many seconds.
-
-        A connection lasts for many calls, so refusing these would not be enough.
-        """
-        if self._server is not None and self._health is not None:
-            self._health.close()
-            self._refusing = asyncio.create_task(self._server.stop(seconds))
-
     async def stop(self) -> None:
-        """Close all connections; answers that are on their way are sent."""
+        """Close the port and all connections; answers that are on their way are sent."""
         if self._server is not None and self._health is not None:
             self._health.close()
             await self._server.stop(LAST_ANSWERS_SECONDS)

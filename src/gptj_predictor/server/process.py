@@ -211,10 +211,7 @@ class PredictorServer(kserve.ModelServer):
             self._ending = asyncio.get_running_loop().create_task(self._end())
 
     async def _end(self) -> None:
-        await self._drain.run(
-            is_ready=lambda: self._predictor.ready,
-            on_refusing=lambda: self._grpc.refuse(self._drain.seconds_left),
-        )
+        await self._drain.run(is_ready=lambda: self._predictor.ready)
         self._rest.stop()
 
     async def _serve_all(self) -> None:
