@@ -244,6 +244,10 @@ class Detokenizer:
         """
         return self._num_returned + len(self._held)
 
+    def spell(self, token_id: int) -> str:
+        """A token as a text of its own, special ones included; nothing is taken."""
+        return self._tokenizer.decode([token_id])
+
     def add(self, token_id: int) -> str:
         """Take a token and return the text that is certain now."""
         return self._take(self._decoder.decode(self._tokenizer.token_bytes(token_id)))

@@ -190,6 +190,12 @@ def test_compare_with_peers_imports_little() -> None:
     subprocess.run([sys.executable, "-c", code], env=environment(), cwd=ROOT, check=True)
 
 
+def test_sampling_cost() -> None:
+    printed = run("sampling_cost.py", "--batch", 2, "--calls", 1)
+    assert len(re.findall(rf"batch 2, [^:]+: {FIGURE} ms", printed)) == 10
+    assert len(re.findall(rf" {FIGURE} ms if one asks", printed)) == 9
+
+
 def test_metrics_cost() -> None:
     printed = run("metrics_cost.py", "--calls", 10)
     assert len(re.findall(rf"a step with batch \d+: {FIGURE} us", printed)) == 3

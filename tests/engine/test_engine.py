@@ -122,7 +122,7 @@ def test_cache_without_room_for_a_page(small: ReferenceModel) -> None:
         RunningEngine(small.folder, kv_cache_bytes=1000)
 
 
-@pytest.mark.parametrize("prompt", [[], [1] * 40, [1] * 41])
+@pytest.mark.parametrize("prompt", [[], [1] * 41, [1] * 129])
 def test_prompts_that_make_no_sense(engine: RunningEngine, prompt: list[int]) -> None:
     with pytest.raises(ValueError, match="tokens with max_length 40"):
         engine.submit(prompt, GREEDY)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -79,7 +78,7 @@ def tokens(text: str, reason: FinishReason = FinishReason.LENGTH) -> list[Event]
 def scored(events: list[Event]) -> list[Event]:
     """The same with log-probabilities."""
     return [
-        replace(event, logprobs=TokenLogprobs(event.token_id, -1.0, ()))
+        event._replace(logprobs=TokenLogprobs(event.token_id, -1.0, ()))
         for event in events
         if event.token_id is not None
     ]

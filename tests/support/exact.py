@@ -29,6 +29,11 @@ class Exact:
         ids: list[int] = self.tokenizer(text)["input_ids"]
         return ids
 
+    def logprobs(self, token_ids: list[int]) -> torch.Tensor:
+        """``[T - 1, vocabulary]``, the log-probabilities of the tokens after the first."""
+        with torch.no_grad():
+            return self.model(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+
     def generate(self, prompt: str, **parameters: Any) -> str:
         """The text after the prompt."""
         inputs = self.tokenizer(prompt, return_tensors="pt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class FinishReason(enum.StrEnum):
@@ -39,8 +40,7 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]  # the likeliest token ids and theirs, the likeliest first
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One step's news of one sequence."""
 
     token_id: int | None = None  # the new token; none if the sequence ended without one

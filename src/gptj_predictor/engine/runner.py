@@ -41,7 +41,9 @@ class LaunchedStep:
         sampling = _sampling(self.chunks)
         return StepResults(
             tokens=list(zip(sampling, self.tokens.tolist(), strict=True)),
-            completed=[chunk for chunk in self.chunks if chunk.completes],
+            completed=[c for c in self.chunks if c.completes]
+            if len(sampling) < len(self.chunks)
+            else [],
             logprobs={chunk.sequence: one for chunk, [one] in _read(self.logprobs)},
             prompt_logprobs=_read(self.prompt_logprobs),
         )
@@ -168,19 +170,19 @@ class ModelRunner:
     ) -> tuple[torch.Tensor, StepLogprobs | None]:
         if not chunks:
             return torch.empty(0, dtype=torch.int64), None
-        raw = RawLogits(logits, chunks)
         lengths = np.array([chunk.end for chunk in chunks], dtype=np.int64)
         indices = np.array([chunk.batch_index for chunk in chunks], dtype=np.int64)
         # Where the new tokens go in the table.
         places = upload(np.stack([indices, lengths]), self.device)
         params = [chunk.sequence.params for chunk in chunks]
+        raw = RawLogits(logits, params)
         prompt_lengths = [chunk.sequence.num_prompt_tokens for chunk in chunks]
         tokens = self._sampler.sample(
             logits, params, lengths, prompt_lengths, self._token_table, places
         )
         # A failed sequence ends; until then its token must be one that can be looked up.
         self._token_table[places[0], places[1]] = tokens.clamp(min=0)
-        return tokens, raw.logprobs(tokens)
+        return tokens, raw.logprobs(chunks, tokens)
 
 
 def _sampling(chunks: list[ScheduledChunk]) -> list[ScheduledChunk]:

@@ -19,7 +19,6 @@ accepted fits the cache alone. So the oldest always ends, and then there is a ne
 
 from __future__ import annotations
 
-import math
 from bisect import insort
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -41,8 +40,6 @@ _by_number = attrgetter("number")
 
 #: Waiting sequences that one step looks at, so that a long queue does not make it slow.
 MAX_CANDIDATES = 1024
-
-NOT_FINITE = "the network gave no finite logits"
 
 #: A sequence and what happened to it.
 SequenceEvent = tuple[Sequence, Event]
@@ -108,14 +105,12 @@ class Scheduler:
 
         Sequences that have left the batch since the step was scheduled are skipped.
         """
-        events = [
-            (chunk.sequence, event)
-            for chunk, scored in results.prompt_logprobs
-            if chunk.is_current and (event := self._commit_scored(chunk, scored)) is not None
-        ]
-        logprobs = results.logprobs
+        events = []
+        for chunk, scored in results.prompt_logprobs:
+            if chunk.is_current and not chunk.sequence.add_prompt_logprobs(chunk.start, scored):
+                events.append((chunk.sequence, self._end_not_finite(chunk.sequence)))
         events += [
-            (chunk.sequence, self._commit_token(chunk.sequence, token_id, logprobs))
+            (chunk.sequence, self._commit_token(chunk.sequence, token_id, results.logprobs))
             for chunk, token_id in results.tokens
             if chunk.is_current
         ]
@@ -181,52 +176,36 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, count: int) -> ScheduledChunk:
         assert sequence.page_table is not None
-        is_last = count == sequence.num_pending_tokens
         chunk = ScheduledChunk(
             sequence=sequence,
             batch_index=sequence.batch_index,
             page_table=sequence.page_table,
             start=sequence.num_cached_tokens,
             num_tokens=count,
-            samples=is_last and not sequence.is_prompt_only,
-            completes=is_last and sequence.is_prompt_only,
+            samples=count == sequence.num_pending_tokens and not sequence.is_prompt_only,
             epoch=sequence.epoch,
         )
         sequence.num_cached_tokens += count
         sequence.num_in_flight += chunk.samples
         return chunk
 
-    def _commit_scored(self, chunk: ScheduledChunk, scored: list[TokenLogprobs]) -> Event | None:
-        """Keep a chunk's log-probabilities; the end of its sequence if they are no numbers."""
-        if any(math.isnan(one.logprob) for one in scored):
-            return self._end(chunk.sequence, Failure.NOT_FINITE, NOT_FINITE)
-        known = chunk.sequence.prompt_logprobs
-        assert known is not None
-        known[chunk.start :] = scored
-        return None
-
     def _commit_token(
         self, sequence: Sequence, token_id: int, logprobs: Mapping[Sequence, TokenLogprobs]
     ) -> Event:
         sequence.num_in_flight -= 1
         if token_id < 0:
-            return self._end(sequence, Failure.NOT_FINITE, NOT_FINITE)
+            return self._end_not_finite(sequence)
         sequence.token_ids.append(token_id)
         self.num_generated_tokens += 1
         self._insert_prefix(sequence, sequence.num_cached_tokens)
-        prompt_logprobs = sequence.take_prompt_logprobs()
-        reason, params = None, sequence.params
-        if token_id in self._eos_token_ids and not params.ignore_eos:
-            reason = FinishReason.EOS
-        elif token_id in params.stop_token_ids:
-            reason = FinishReason.STOP_SEQUENCE
-        elif len(sequence.token_ids) >= params.max_length:
-            reason = FinishReason.LENGTH
-        if reason is not None:
+        event = Event(token_id, sequence.reason_to_end(self._eos_token_ids))
+        if logprobs or sequence.prompt_logprobs is not None:
+            event = event._replace(
+                logprobs=logprobs.get(sequence), prompt_logprobs=sequence.take_prompt_logprobs()
+            )
+        if event.finish_reason is not None:
             self.remove(sequence)
-        return Event(
-            token_id, reason, logprobs=logprobs.get(sequence), prompt_logprobs=prompt_logprobs
-        )
+        return event
 
     def _commit_prompt(self, sequence: Sequence) -> Event:
         prompt_logprobs = sequence.take_prompt_logprobs()
@@ -236,6 +215,9 @@ class Scheduler:
     def _end(self, sequence: Sequence, failure: Failure, error: str) -> Event:
         self.remove(sequence)
         return Event(finish_reason=FinishReason.ERROR, failure=failure, error=error)
+
+    def _end_not_finite(self, sequence: Sequence) -> Event:
+        return self._end(sequence, Failure.NOT_FINITE, "the network gave no finite logits")
 
     def _insert_prefix(self, sequence: Sequence, num_cached_tokens: int) -> None:
         assert sequence.page_table is not None
@@ -309,17 +291,12 @@ class Scheduler:
         if sequence.prompt_logprobs is not None:
             return False
         size = self.allocator.page_size
-        for other in self.running:
-            done = other.num_cached_tokens + counts.get(other, 0)
-            end = (done // size + 1) * size
-            if (
-                done < other.num_tokens
-                and end <= len(other.token_ids)
-                and end < len(sequence.token_ids)
-                and sequence.token_ids[:end] == other.token_ids[:end]
-            ):
-                return True
-        return False
+        return any(
+            other.will_share_next_page(
+                sequence, other.num_cached_tokens + counts.get(other, 0), size
+            )
+            for other in self.running
+        )
 
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its place and the pages for its tokens, or leave it waiting."""

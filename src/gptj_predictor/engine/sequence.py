@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCursor
-from gptj_predictor.engine.request import Timeline, TokenLogprobs
+from gptj_predictor.engine.request import FinishReason, Timeline, TokenLogprobs
 from gptj_predictor.sampling.params import SamplingParams
 
 SequenceStatus = enum.Enum("SequenceStatus", ["WAITING", "RUNNING", "FINISHED"])
@@ -63,6 +64,37 @@ class Sequence:
         """Whether its last token is already in flight."""
         return self.num_tokens >= self.params.max_length and not self.is_prompt_only
 
+    def reason_to_end(self, eos_token_ids: tuple[int, ...]) -> FinishReason | None:
+        """Whether the last known token, a new one, ends it."""
+        token_id = self.token_ids[-1]
+        if token_id in eos_token_ids and not self.params.ignore_eos:
+            return FinishReason.EOS
+        if token_id in self.params.stop_token_ids:
+            return FinishReason.STOP_SEQUENCE
+        return FinishReason.LENGTH if len(self.token_ids) >= self.params.max_length else None
+
+    def will_share_next_page(self, other: Sequence, num_done: int, page_size: int) -> bool:
+        """Whether ``other`` begins with the next page that this one is to compute.
+
+        Args:
+            other: It waits.
+            num_done: How many tokens of this one are computed.
+            page_size: Tokens per page.
+        """
+        end = (num_done // page_size + 1) * page_size
+        return (
+            num_done < self.num_tokens
+            and end <= len(self.token_ids)
+            and end < len(other.token_ids)
+            and other.token_ids[:end] == self.token_ids[:end]
+        )
+
+    def add_prompt_logprobs(self, start: int, scored: list[TokenLogprobs]) -> bool:
+        """Keep those that the tokens from ``start`` on have given; whether they are numbers."""
+        assert self.prompt_logprobs is not None
+        self.prompt_logprobs[start:] = scored
+        return not any(math.isnan(one.logprob) for one in scored)
+
     def take_prompt_logprobs(self) -> tuple[TokenLogprobs, ...] | None:
         """The prompt's log-probabilities, to be delivered; the next time ``None``."""
         if self.prompt_logprobs is None:
@@ -94,13 +126,17 @@ class ScheduledChunk:
     start: int  # position of its first token
     num_tokens: int
     samples: bool  # its tokens are the last pending ones, so the step gives the next token
-    completes: bool  # they are the last ones of a sequence that is its prompt only
     epoch: int  # the sequence's when this was scheduled
 
     @property
     def end(self) -> int:
         """Position after the last of its tokens."""
         return self.start + self.num_tokens
+
+    @property
+    def completes(self) -> bool:
+        """Whether its tokens are the last ones of a sequence that is its prompt only."""
+        return self.sequence.is_prompt_only and self.end == self.sequence.num_prompt_tokens
 
     @property
     def num_scored(self) -> int:

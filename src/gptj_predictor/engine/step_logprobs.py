@@ -13,6 +13,7 @@ from gptj_predictor.engine.batch import Batch
 from gptj_predictor.engine.request import TokenLogprobs
 from gptj_predictor.engine.sequence import ScheduledChunk
 from gptj_predictor.sampling.logprobs import Logprobs
+from gptj_predictor.sampling.params import SamplingParams
 
 #: Tokens of prompts whose logits are in memory at once: in fp32 26 MB of GPT-J-6B's.
 SCORED_ROWS = 128
@@ -52,27 +53,28 @@ def _token_logprobs(ids: list[int], values: list[float], count: int) -> TokenLog
 class RawLogits:
     """The logits of the sampling chunks that ask, kept until their tokens are chosen."""
 
-    def __init__(self, logits: torch.Tensor, chunks: Sequence[ScheduledChunk]) -> None:
+    def __init__(self, logits: torch.Tensor, params: Sequence[SamplingParams]) -> None:
         """Copy the rows that are needed.
 
         Args:
             logits: ``[N, vocabulary]`` fp32.
-            chunks: The N chunks.
+            params: The N chunks' parameters.
         """
-        wanted = [chunk.sequence.params.logprobs for chunk in chunks]
-        asking = [i for i, count in enumerate(wanted) if count is not None]
-        self._owners = [(chunks[i], 1, wanted[i] or 0) for i in asking]
-        if asking:
-            self._rows = upload(asking, logits.device)
+        self._asking = [i for i, p in enumerate(params) if p.logprobs is not None]
+        if self._asking:
+            self._rows = upload(self._asking, logits.device)
             self._logits = logits[self._rows]
 
-    def logprobs(self, tokens: torch.Tensor) -> StepLogprobs | None:
-        """From the N chosen tokens, which may be -1; ``None`` if no chunk asks."""
-        if not self._owners:
+    def logprobs(
+        self, chunks: Sequence[ScheduledChunk], tokens: torch.Tensor
+    ) -> StepLogprobs | None:
+        """From the N chunks and their chosen tokens, which may be -1; ``None`` if none asks."""
+        if not self._asking:
             return None
+        owners = [(chunks[i], 1, chunks[i].sequence.params.logprobs or 0) for i in self._asking]
+        count = max(count for _, _, count in owners)
         chosen = tokens[self._rows].clamp(min=0)
-        count = max(count for _, _, count in self._owners)
-        return StepLogprobs(self._owners, Logprobs.of(self._logits, chosen, count))
+        return StepLogprobs(owners, Logprobs.of(self._logits, chosen, count))
 
 
 def score_prompts(

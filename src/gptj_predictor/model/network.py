@@ -138,7 +138,6 @@ class GPTJNetwork:
             hidden = layer(hidden, rotations, cache.layer(index), step, self.attentions[here])
         return hidden.to(self.placement.head)
 
-    @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """From N rows of :meth:`hidden_states` to the logits of the tokens after them.
 

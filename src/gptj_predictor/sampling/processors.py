@@ -119,10 +119,11 @@ def keep_from_ending(
         lengths: ``[N]``, tokens of each row so far.
         eos_token_ids: Every end of text.
     """
-    early = np.flatnonzero(lengths < np.array([p.min_length for p in params]))
+    have = zip(lengths.tolist(), params, strict=True)
+    early = [row for row, (length, p) in enumerate(have) if length < p.min_length]
     rows: list[int] = []
     ids: list[int] = []
-    for row in early.tolist():
+    for row in early:
         p = params[row]
         ends = p.stop_token_ids if p.ignore_eos else (*eos_token_ids, *p.stop_token_ids)
         rows += [row] * len(ends)

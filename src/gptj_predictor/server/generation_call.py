@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kserve.errors import InvalidInput
@@ -120,6 +120,13 @@ class GeneratedText:
     tokens: tuple[GeneratedToken, ...] = ()
     #: Of the prompt's tokens from the second on, if they were asked for.
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    #: A token as a text of its own.
+    spell: Callable[[int], str] = str
+
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether log-probabilities of its tokens were asked for."""
+        return any(params.logprobs is not None for params in self.prompt.params)
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,7 @@ ENGINE_METRICS: tuple[Metric[EngineState], ...] = (
     Metric(
         "gptj_prompt_tokens_total",
         _COUNTER,
-        "Prompt tokens of the sequences that got their first token.",
+        "Tokens of the prompts that were computed.",
         lambda state: state.stats.num_prompt_tokens,
     ),
     Metric(

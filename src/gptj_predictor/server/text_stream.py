@@ -242,6 +242,7 @@ class TextStream:
             prompt=self._prompt,
             tokens=tuple(tokens),
             prompt_logprobs=self._prompt_logprobs,
+            spell=self._detokenizer.spell,
         )
         self._on_news(self)
 
