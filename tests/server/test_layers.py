@@ -30,6 +30,7 @@ ORDER = (
     "kserve_quirks",
     "protocols.v1",
     "protocols.openai",
+    "protocols.openai_logprobs",
     "protocols.openai_schema",
     "protocols.details",
     "protocols.parameters",
