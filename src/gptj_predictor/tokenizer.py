@@ -131,8 +131,11 @@ class Tokenizer:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of tokens, special ones included; bytes that are not UTF-8 are U+FFFD."""
-        spelled = (self._bytes[one] for one in token_ids if one < len(self._bytes))
-        return b"".join(spelled).decode("utf-8", "replace")
+        return b"".join(map(self.spelling, token_ids)).decode("utf-8", "replace")
+
+    def spelling(self, token_id: int) -> bytes:
+        """The bytes of a token, those of a special one's name; none for an id without a text."""
+        return self._bytes[token_id] if token_id < len(self._bytes) else b""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token: none for a special token or an id without a text."""

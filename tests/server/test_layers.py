@@ -35,6 +35,7 @@ ORDER = (
     "protocols.generate",
     "protocols.v1",
     "protocols.openai",
+    "protocols.openai_logprobs",
     "protocols.openai_schema",
     "protocols.details",
     "protocols.parameters",

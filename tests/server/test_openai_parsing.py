@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from kserve.errors import InvalidInput
 
-from gptj_predictor.engine.request import FinishReason, Timeline
+from gptj_predictor.demo import DEMO_SNAPSHOT
+from gptj_predictor.engine.request import FinishReason, Timeline, TokenLogprobs
 from gptj_predictor.server.error_body import error_body
-from gptj_predictor.server.generation_call import GeneratedText, TokenizedPrompt
+from gptj_predictor.server.generation_call import GeneratedText, GeneratedToken, TokenizedPrompt
 from gptj_predictor.server.protocols.openai import (
     CompletionRequest,
     Head,
     format_response,
     parse_request,
 )
+from gptj_predictor.server.protocols.openai_logprobs import LogprobsFormat
 from gptj_predictor.server.protocols.openai_schema import completion_schema
 from gptj_predictor.settings import Limits
+from gptj_predictor.tokenizer import Tokenizer
 from tests.support.bad_bodies import check_error
 from tests.support.openai_bodies import UNREADABLE, body
 
 LIMITS = Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=2_000_000)
+TOKENIZER = Tokenizer(DEMO_SNAPSHOT)
 HEAD = Head("1", "gpt-j", "fp_1", 1_700_000_000)
 
 
@@ -74,6 +79,8 @@ def test_defaults_are_openais() -> None:
     }
     assert request.parameters.model_dump(include=set(defaults)) == defaults
     assert (request.stream, request.echo, request.include_usage) == (False, False, False)
+    assert (request.n, request.logprobs, request.scores_prompts) == (1, False, False)
+    assert request.parameters.logprobs is None
 
 
 def test_every_field() -> None:
@@ -91,6 +98,9 @@ def test_every_field() -> None:
             stream=True,
             stream_options={"include_usage": True},
             user="me",
+            logprobs=4,
+            presence_penalty=0.5,
+            logit_bias={"50": -100},
             top_k=5,
             repetition_penalty=1.5,
             min_new_tokens=2,
@@ -98,7 +108,11 @@ def test_every_field() -> None:
     )
     assert request.model == "gpt-j"
     assert (request.stream, request.echo, request.include_usage) == (True, True, True)
+    assert (request.n, request.logprobs, request.scores_prompts) == (3, True, True)
     given = {
+        "logprobs": 4,
+        "presence_penalty": 0.5,
+        "logit_bias": {50: -100},
         "max_new_tokens": 7,
         "temperature": 0.5,
         "top_p": 0.8,
@@ -112,10 +126,83 @@ def test_every_field() -> None:
     assert request.parameters.model_dump(include=set(given)) == given
 
 
+def test_best_of() -> None:
+    """Chosen by log-probabilities, which need not be shown."""
+    request = parse(body("a", best_of=5, n=2))
+    assert (request.n, request.parameters.num_return_sequences) == (2, 5)
+    assert (request.parameters.logprobs, request.logprobs) == (0, False)
+    same = parse(body("a", best_of=2, n=2, stream=True))
+    assert (same.parameters.num_return_sequences, same.parameters.logprobs) == (2, None)
+
+
+def test_the_best_are_chosen() -> None:
+    """By the mean per token; equal ones stay in order, and one without tokens is the last."""
+    request = parse(body("a", best_of=5, n=4))
+    logprobs = {"b": [-1.0, -3.0], "c": [-0.5], "d": [], "e": [-2.0, -2.0], "f": [-0.1] * 9}
+    texts = [
+        replace(generated("a"), text=text, tokens=tuple(map(scored, all_of_them)))
+        for text, all_of_them in logprobs.items()
+    ]
+    told = format_response(request, [texts], TOKENIZER)
+    assert [choice["text"] for choice in told["choices"]] == ["f", "c", "b", "e"]
+    assert [choice["index"] for choice in told["choices"]] == [0, 1, 2, 3]
+    assert told["usage"]["completion_tokens"] == 20
+
+
+def scored(logprob: float) -> GeneratedToken:
+    return GeneratedToken(0, TokenLogprobs(1, logprob, ()))
+
+
+def test_only_scoring() -> None:
+    request = parse(body("a", max_tokens=0, echo=True, logprobs=1))
+    assert request.parameters.max_new_tokens == 0
+    assert request.scores_prompts
+
+
+def test_spelling_of_tokens() -> None:
+    """Parts of a character by their bytes, special ones by name, unknown ids by number."""
+    spell = LogprobsFormat(TOKENIZER, echo=True).spell
+    assert [spell(one) for one in TOKENIZER.encode(" secret to")] == [" secret", " to"]
+    [first, *rest] = TOKENIZER.encode("é")
+    assert rest
+    assert spell(first) == "bytes:\\xc3"
+    assert spell(0) == "<|endoftext|>"
+    assert spell(10**6) == "token_id:1000000"
+
+
+def test_log_probabilities_token_by_token() -> None:
+    """Offsets count characters; the likeliest are joined by the token that came."""
+    prompt = TokenizedPrompt("é a", TOKENIZER.encode("é a"), ())
+    likely = TokenLogprobs(5, -0.5, ((5, -0.5), (7, -1.5)))
+    unlikely = TokenLogprobs(5, -1e9, ((7, -0.1),))
+    tokens = [GeneratedToken(0, likely), GeneratedToken(4, unlikely)]
+    spell = LogprobsFormat(TOKENIZER, echo=True).spell
+    scored = [likely] * (len(prompt.token_ids) - 1)
+    written = LogprobsFormat(TOKENIZER, echo=True).write(prompt, tokens, scored)
+    assert written["tokens"] == [*map(spell, prompt.token_ids), spell(5), spell(5)]
+    assert written["token_logprobs"] == [None, *[-0.5] * len(scored), -0.5, -9999.0]
+    assert written["top_logprobs"][0] is None
+    assert written["top_logprobs"][1] == {spell(5): -0.5, spell(7): -1.5}
+    assert written["top_logprobs"][-1] == {spell(7): -0.1, spell(5): -9999.0}
+    assert written["text_offset"] == [0, 0, 1, 3, 7]
+    alone = LogprobsFormat(TOKENIZER, echo=False).write(prompt, tokens, None)
+    assert alone["text_offset"] == [0, 4]
+
+
 def test_null_is_not_given() -> None:
     """Clients send it for what their user has not set."""
     names = ["max_tokens", "temperature", "top_p", "n", "stop", "seed", "echo", "stream"]
-    names += ["suffix", "stream_options", "user", "model", "top_k"]
+    names += [
+        "best_of",
+        "logprobs",
+        "logit_bias",
+        "presence_penalty",
+        "suffix",
+        "stream_options",
+        "user",
+        "model",
+        "top_k",
+    ]
     assert parse(body("a", **dict.fromkeys(names))) == parse(body("a"))
 
 
@@ -193,14 +280,17 @@ def test_usage_and_order() -> None:
     assert told["id"] == "cmpl-1"
 
 
-def answer(request: CompletionRequest, reason: FinishReason = FinishReason.LENGTH) -> Any:
+def generated(prompt: str, reason: FinishReason = FinishReason.LENGTH) -> GeneratedText:
     timeline = Timeline(0.0, 0.1, 0.2, 0.3, 3, 4, 2)
+    return GeneratedText("b", reason, 4, 17, timeline, TokenizedPrompt(prompt, [1], ()))
+
+
+def answer(request: CompletionRequest, reason: FinishReason = FinishReason.LENGTH) -> Any:
     texts = [
-        [GeneratedText("b", reason, 4, 17, timeline, TokenizedPrompt(str(prompt), [1], ()))]
-        * request.parameters.num_return_sequences
+        [generated(str(prompt), reason)] * request.parameters.num_return_sequences
         for prompt in request.prompts
     ]
-    return format_response(request, texts)
+    return format_response(request, texts, TOKENIZER)
 
 
 def test_schema() -> None:

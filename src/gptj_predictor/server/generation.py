@@ -78,6 +78,7 @@ class TextGenerator:
                     stop_token_ids=tuple(parameters.stop_token_ids or ()),
                     ignore_eos=parameters.ignore_eos,
                     logprobs=parameters.logprobs,
+                    prompt_logprobs=parameters.logprobs if request.scores_prompts else None,
                 )
                 for index in range(parameters.num_return_sequences)
             )

@@ -58,12 +58,14 @@ class GenerationRequest:
         parameters: What the client gave, over the server's defaults; ``model_fields_set`` has the
             names of those that the client gave.
         stream: Whether the client wants each piece of text as it comes.
+        scores_prompts: Whether log-probabilities are wanted of the prompts' tokens too.
         names: For errors.
     """
 
     prompts: tuple[Prompt, ...]
     parameters: GenerationParameters
     stream: bool = False
+    scores_prompts: bool = False
     names: FieldNames = FieldNames()
 
 

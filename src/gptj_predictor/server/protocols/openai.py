@@ -26,13 +26,15 @@ from gptj_predictor.server.generation_call import (
 )
 from gptj_predictor.server.protocols.details import details_of
 from gptj_predictor.server.protocols.json_bodies import parse_json, shown
+from gptj_predictor.server.protocols.openai_logprobs import LogprobsFormat, mean_logprob
 from gptj_predictor.server.protocols.openai_schema import (
     RENAMED,
     CompletionFields,
     read_fields,
 )
-from gptj_predictor.server.protocols.parameters import read_parameters
+from gptj_predictor.server.protocols.parameters import read_parameters, settle
 from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.tokenizer import Tokenizer
 
 #: OpenAI's, and for our other parameters those that change nothing.
 DEFAULTS = GenerationParameters(temperature=1, top_k=0, top_p=1, max_new_tokens=16)
@@ -78,13 +80,17 @@ class CompletionRequest(GenerationRequest):
     Attributes:
         head: What its answer begins with.
         model: What the client calls the model, if it does.
+        n: Texts per prompt of the answer; as many are generated as ``parameters`` say.
         echo: Whether texts begin with their prompts.
+        logprobs: Whether log-probabilities are wanted.
         include_usage: Whether a stream says what it has used.
     """
 
     head: Head
     model: str | None = None
+    n: int = 1
     echo: bool = False
+    logprobs: bool = False
     include_usage: bool = False
 
 
@@ -103,20 +109,52 @@ def parse_request(body: bytes, limits: Limits, head: Head) -> CompletionRequest:
     if not isinstance(raw, dict):
         raise InvalidInput(f"the body is {shown(raw)}; it must be an object with a prompt")
     fields, given = read_fields(raw, CompletionFields, limits)
-    if fields.stream_options is not None and not fields.stream:
-        raise InvalidInput("stream_options: only allowed with stream")
     prompts, is_list = _prompts(fields.prompt, limits)
     names = FieldNames(prompts="prompt", is_list=is_list, parameters="", renamed=RENAMED)
+    _check_together(fields)
+    if fields.best_of is not None:
+        given["num_return_sequences"] = fields.best_of
+    if fields.logprobs is not None or _chooses(fields):
+        given["logprobs"] = fields.logprobs or 0
+    only_scores = given.get("max_new_tokens") == 0
+    if only_scores:  # no other protocol has it
+        del given["max_new_tokens"]
+    parameters = read_parameters(given, DEFAULTS, limits, names)
+    if only_scores:
+        parameters = parameters.model_copy(update={"max_new_tokens": 0})
+        parameters = settle(parameters, DEFAULTS, limits, names)
     return CompletionRequest(
         prompts=prompts,
-        parameters=read_parameters(given, DEFAULTS, limits, names),
+        parameters=parameters,
         stream=fields.stream,
+        scores_prompts=fields.echo and fields.logprobs is not None,
         names=names,
         head=head,
         model=fields.model,
+        n=fields.n,
         echo=fields.echo,
+        logprobs=fields.logprobs is not None,
         include_usage=fields.stream_options is not None and fields.stream_options.include_usage,
     )
+
+
+def _check_together(fields: CompletionFields) -> None:
+    """Find fields that contradict each other."""
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidInput("stream_options: only allowed with stream")
+    if fields.max_tokens == 0 and not fields.echo:
+        raise InvalidInput("max_tokens: 0 is only allowed with echo")
+    if fields.best_of is not None and fields.best_of < fields.n:
+        raise InvalidInput(f"best_of: {fields.best_of} is below n {fields.n}")
+    if fields.stream and _chooses(fields):
+        raise InvalidInput(
+            f"best_of: {fields.best_of} is above n {fields.n}, and a stream cannot choose; leave "
+            "one of the two out"
+        )
+
+
+def _chooses(fields: CompletionFields) -> bool:
+    return fields.best_of is not None and fields.best_of > fields.n
 
 
 def _prompts(given: Any, limits: Limits) -> tuple[tuple[Prompt, ...], bool]:
@@ -156,27 +194,42 @@ def _token_ids(given: list[Any], name: str, limits: Limits) -> tuple[int, ...]:
     return tuple(given)
 
 
-def format_response(request: CompletionRequest, texts: list[list[GeneratedText]]) -> dict[str, Any]:
+def format_response(
+    request: CompletionRequest, texts: list[list[GeneratedText]], tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Texts per prompt as a body."""
+    write = LogprobsFormat(tokenizer, request.echo).write
     choices: list[dict[str, Any]] = []
-    for text in (text for sequences in texts for text in sequences):
+    for text in (text for sequences in texts for text in _best(request, sequences)):
+        scored = text.prompt_logprobs if request.echo else None
+        logprobs = write(text.prompt, text.tokens, scored) if request.logprobs else None
         prompt = text.prompt.text if request.echo else ""
-        choices.append(_choice(request, len(choices), prompt + text.text, text))
+        choices.append(_choice(request, len(choices), prompt + text.text, logprobs, text))
     return _body(request, choices) | {"usage": usage(texts)}
 
 
-async def events(request: CompletionRequest, generation: Generation) -> AsyncIterator[bytes]:
+def _best(request: CompletionRequest, texts: list[GeneratedText]) -> list[GeneratedText]:
+    if request.n == len(texts):
+        return texts
+    return sorted(texts, key=lambda text: mean_logprob(text.tokens), reverse=True)[: request.n]
+
+
+async def events(
+    request: CompletionRequest, generation: Generation, tokenizer: Tokenizer
+) -> AsyncIterator[bytes]:
     """Every piece of text as it comes; last, the usage if it is wanted, and ``[DONE]``."""
+    write = LogprobsFormat(tokenizer, request.echo).write
     more = {"usage": None} if request.include_usage else {}
     begun: set[int] = set()
 
     def one(piece: Piece) -> bytes:
-        index = piece.instance * request.parameters.num_return_sequences + piece.sequence
-        text = piece.text
-        if request.echo and index not in begun:
-            text = generation.prompts[piece.instance].text + text
+        index = piece.instance * request.n + piece.sequence
+        prompt, echoes = generation.prompts[piece.instance], request.echo and index not in begun
         begun.add(index)
-        return event(_body(request, [_choice(request, index, text, piece.end)]) | more)
+        scored = piece.prompt_logprobs if echoes else None
+        logprobs = write(prompt, piece.tokens, scored) if request.logprobs else None
+        text = prompt.text + piece.text if echoes else piece.text
+        return event(_body(request, [_choice(request, index, text, logprobs, piece.end)]) | more)
 
     async for data in streamed(generation, one):
         yield data
@@ -233,9 +286,14 @@ def _body(request: CompletionRequest, choices: list[dict[str, Any]]) -> dict[str
 
 
 def _choice(
-    request: CompletionRequest, index: int, text: str, end: GeneratedText | None
+    request: CompletionRequest,
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None,
+    end: GeneratedText | None,
 ) -> dict[str, Any]:
-    choice = {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason(end)}
+    reason = finish_reason(end)
+    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
     if end is not None and request.parameters.details:
         choice["details"] = details_of(end)
     return choice

@@ -53,6 +53,20 @@ class CompletionFields(BaseModel):
         16, ge=0, description="Maximum number of new tokens; 0 with echo only scores the prompt."
     )
     n: int = Field(1, ge=1, le=8, description="Texts per prompt.")
+    best_of: Annotated[int | None, UnsetMeans("as many as n")] = Field(
+        None,
+        ge=1,
+        le=8,
+        description="Texts that are generated per prompt, of which the n with the highest mean "
+        "log-probability per token are the answer; not streamed.",
+    )
+    logprobs: Annotated[int | None, UnsetMeans("none")] = Field(
+        None,
+        ge=0,
+        le=5,
+        description="Log-probabilities of the tokens and of so many likeliest, before any other "
+        "parameter has its effect; with echo, of the prompt's tokens too.",
+    )
     echo: bool = Field(False, description="Whether each text begins with its prompt.")
     stream: bool = Field(
         False, description="Whether the answer comes in pieces, as server-sent events."
@@ -79,12 +93,25 @@ class Usage(BaseModel):
     prompt_tokens_details: TokenDetails
 
 
+class Logprobs(BaseModel):
+    r"""Log-probabilities of a text's tokens; the lists are equally long.
+
+    Bytes that are not a whole character are spelled ``bytes:\xe2\x82``. A token that ends the
+    text is there too. What a stop string cut away is not.
+    """
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="null for a prompt's first token.")
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int] = Field(description="Where each token begins in text, in characters.")
+
+
 class CompletionChoice(BaseModel):
     """A text, or the next part of one."""
 
     index: int = Field(description="Texts of the first prompt come first.")
     text: str
-    logprobs: None = None
+    logprobs: Logprobs | None = None
     finish_reason: Literal["stop", "length"] | None = Field(
         description="stop: at the end of the text or before a stop string; length: it was cut off, "
         "by max_tokens, by its deadline or by the server's end; null: more comes."
@@ -202,7 +229,7 @@ def read_fields(
         raise InvalidInput(_explain(error, kind, limits)) from None
     parameters = {name: value for name, value in given.items() if name not in own}
     for name, other in RENAMED.items():
-        if other in fields.model_fields_set and name != "return_full_text":
+        if other in fields.model_fields_set and other != "echo":
             parameters[name] = getattr(fields, other)
     return fields, parameters
 

@@ -60,10 +60,11 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
             _check_model(predictor, asked.model)
             return asked
 
+        tokenizer = predictor.tokenizer
         wire = WireFormat(
             parse=parse,
-            answer=lambda asked, texts: JSONResponse(format_response(asked, texts)),
-            events=events,
+            answer=lambda asked, texts: JSONResponse(format_response(asked, texts, tokenizer)),
+            events=lambda asked, generation: events(asked, generation, tokenizer),
             error_event=error_event,
         )
         return await generate(request, dataplane, predictor, wire)
