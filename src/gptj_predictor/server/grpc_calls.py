@@ -7,6 +7,7 @@ the method's path, and its answer as one with HTTP's status, which becomes gRPC'
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 from urllib.parse import unquote
@@ -19,9 +20,7 @@ from kserve.errors import InvalidInput
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptj_predictor.engine.request import FinishReason
-from gptj_predictor.server.errors import KNOWN, problem_of
-from gptj_predictor.server.generation_call import EndedEarlyError
+from gptj_predictor.server.errors import KNOWN, Problem, problem_of
 from gptj_predictor.server.http_requests import TIMEOUT_HEADER
 from gptj_predictor.server.middleware import header, note_refusal, refusal_reason
 
@@ -42,8 +41,14 @@ STATUSES = {
 #: Seconds by which a client may see its deadline pass earlier than we do.
 CLIENTS_LEAD_SECONDS = 0.1
 
+#: Seconds before its deadline in which an answer does not reach a client any more.
+TOO_LATE_SECONDS = 0.005
+
 #: Headers of an answer that a client gets as trailing metadata.
 _TRAILERS = ("x-request-id", "retry-after")
+
+#: What the log says of a call whose client has stopped to wait, as it said it would.
+_LATE = Problem(504, "the request's time was over", "deadline")
 
 #: In a scope: the :class:`_Call`.
 _CALL = "gptj_predictor.grpc_call"
@@ -103,10 +108,10 @@ class _Call:
         self._answer = b""
 
     @property
-    def is_late(self) -> bool:
-        """Whether the client's deadline has passed, by its own clock, which began before ours."""
+    def seconds_left(self) -> float:
+        """Until the client's deadline; infinite if it has none."""
         seconds = self._context.time_remaining()
-        return seconds is not None and seconds < CLIENTS_LEAD_SECONDS
+        return math.inf if seconds is None else seconds
 
     async def handle(self, scope: Scope) -> None:
         """Read the message and have it answered.
@@ -162,29 +167,31 @@ class _Call:
 async def _answer(scope: Scope, receive: Receive, send: Send) -> None:
     """The innermost application: the method itself, and an answer to every error."""
     call: _Call = scope[_CALL]
+    problem, failure = None, None
     try:
         await call.handle(scope)
-    except (asyncio.CancelledError, Exception) as error:
-        if isinstance(error, asyncio.CancelledError):  # by its deadline, by its client, at the end
-            call.is_gone = True
-            if not call.is_late:
-                raise ClientDisconnect from None
-            error = EndedEarlyError(FinishReason.DEADLINE)
+        if call.seconds_left < TOO_LATE_SECONDS:
+            problem = _LATE
+    except asyncio.CancelledError:  # by its deadline, by its client, or at the server's end
+        call.is_gone = True
+        if call.seconds_left > CLIENTS_LEAD_SECONDS:
+            raise ClientDisconnect from None
+        problem = _LATE
+    except Exception as error:
         problem = problem_of(error)
+        failure = None if isinstance(error, KNOWN) else error
+    status, headers, body = 200, [], b""
+    if problem is not None:
+        refusal_reason(scope, problem.text)
         if problem.refusal is not None:
             note_refusal(scope, problem.refusal)
-        refusal_reason(scope, problem.text)
-        headers = []
         if problem.retry_after is not None:
             headers.append((b"retry-after", str(problem.retry_after).encode()))
-        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        body = orjson.dumps({"error": problem.text})
-        await send({"type": "http.response.body", "body": body})
-        if not isinstance(error, KNOWN):
-            raise  # RequestLog logs it
-    else:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+        status, body = problem.status, orjson.dumps({"error": problem.text})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+    if failure is not None:
+        raise failure  # RequestLog logs it
 
 
 async def _receive() -> Message:

@@ -23,6 +23,9 @@ except Exception as error:
         raise
     _bad_propagators = str(error)
 
+# gRPC's core would write into the log of every failed handshake, in lines of its own form.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
 _arguments, sys.argv = sys.argv, sys.argv[:1]
 try:
     from kserve import logging as kserve_logging
