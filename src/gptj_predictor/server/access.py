@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NoReturn
 
 import grpc
@@ -43,48 +44,61 @@ class Access:
     open_metrics: bool = False
     proxies: tuple[str, ...] = ()
 
+    def identify(self, scope: Scope) -> bool:
+        """Find a request's caller: first its address, then its key; see ``caller_of``.
+
+        Once more changes nothing.
+
+        Returns:
+            Whether it has a key, or needs none whatever it asks for.
+        """
+        if self._forwarded is not None:
+            self._forwarded(scope)
+        if self.keys is None:
+            return True
+        caller = self.keys.caller(_authorization(scope))
+        if caller is None:
+            return False
+        scope[CALLER] = caller
+        return True
+
+    def is_open(self, scope: Scope) -> bool:
+        """Whether a request is answered without a key."""
+        if scope["method"] not in ("GET", "HEAD"):
+            return False
+        path = scope["path"]
+        return OPEN_PATHS.fullmatch(path) is not None or (self.open_metrics and path == "/metrics")
+
     def guard(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an application: first find the caller's address, then its key."""
-        if self.keys is not None:
-            app = RequireKey(app, self.keys, open_metrics=self.open_metrics)
-        return ForwardedFor(app, self.proxies) if self.proxies else app
+        """Wrap an application."""
+        return Guard(app, self) if self.proxies or self.keys is not None else app
+
+    @cached_property
+    def _forwarded(self) -> ForwardedFor | None:
+        return ForwardedFor(self.proxies) if self.proxies else None
 
     def interceptors(self) -> tuple[grpc.aio.ServerInterceptor, ...]:
         """The same for gRPC."""
         return () if self.keys is None else (KeyInterceptor(self.keys),)
 
 
-class RequireKey:
+class Guard:
     """Answers 401 to a request without a key, before its body is read."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, *, open_metrics: bool) -> None:
+    def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
-        self._keys = keys
-        self._open_metrics = open_metrics
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or self._access.identify(scope) or self._access.is_open(scope):
             await self._app(scope, receive, send)
             return
-        authorization = header(scope, b"authorization", b"").decode("latin-1")
-        caller = self._keys.caller(authorization)
-        if caller is not None:
-            scope[CALLER] = caller
-        elif not self._is_open(scope):
-            text = UNKNOWN_KEY if authorization else NO_KEY
-            refusal_reason(scope, text)
-            note_refusal(scope, "unauthenticated")
-            refusal = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
-            await refusal(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _is_open(self, scope: Scope) -> bool:
-        if scope["method"] not in ("GET", "HEAD"):
-            return False
-        path = scope["path"]
-        return OPEN_PATHS.fullmatch(path) is not None or (self._open_metrics and path == "/metrics")
+        text = UNKNOWN_KEY if _authorization(scope) else NO_KEY
+        refusal_reason(scope, text)
+        note_refusal(scope, "unauthenticated")
+        refusal = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
 
 
 class KeyInterceptor(grpc.aio.ServerInterceptor):
@@ -100,7 +114,7 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Handle one call; see gRPC."""
         method = handler_call_details.method
-        authorization = _authorization(handler_call_details)
+        authorization = _grpc_authorization(handler_call_details)
         if method in OPEN_METHODS or self._keys.caller(authorization) is not None:
             return await continuation(handler_call_details)
         text = UNKNOWN_KEY if authorization else NO_KEY
@@ -113,6 +127,10 @@ class KeyInterceptor(grpc.aio.ServerInterceptor):
         return grpc.stream_unary_rpc_method_handler(refuse)
 
 
-def _authorization(details: grpc.HandlerCallDetails) -> str:
+def _authorization(scope: Scope) -> str:
+    return header(scope, b"authorization", b"").decode("latin-1")
+
+
+def _grpc_authorization(details: grpc.HandlerCallDetails) -> str:
     values = [value for key, value in details.invocation_metadata or () if key == "authorization"]
     return values[-1] if values and isinstance(values[-1], str) else ""
