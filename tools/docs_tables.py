@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel
 
 from gptj_predictor.cli.benchmark import ONLY_SERVED
-from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, spelling
+from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, flag_fields, spelling
 from gptj_predictor.common.phases import Phase
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
@@ -51,7 +51,11 @@ CHART = ROOT / "charts" / "gptj-isvc"
 OF_THE_RELEASE = re.compile(r'namespace="ml",pod=~"gptj-predictor-\.\*",?')
 
 #: What the model's limits are called where no model is loaded.
-LIMITS = {"context": "the context", "vocabulary": "the vocabulary"}
+LIMITS = {
+    "context": "the context",
+    "vocabulary": "the vocabulary",
+    "last_token_id": "the last token id",
+}
 
 SECTION = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -109,7 +113,7 @@ def flag_table(settings: type[BaseModel], *, variables: bool = False) -> str:
     """
     heads = ["Flag, variable" if variables else "Flag", "Type", "Default", "Meaning"]
     rows = []
-    for name, field in settings.model_fields.items():
+    for name, field in flag_fields(settings).items():
         default = default_in_words(field)
         row = [
             f"`{spelling(name, field)}`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,11 @@ class Tokenizer:
                 raise RuntimeError("the tokenizer panicked") from error
             raise
 
+    def decode(self, token_ids: Iterable[int]) -> str:
+        """The text of tokens, special ones included; bytes that are not UTF-8 are U+FFFD."""
+        spelled = (self._bytes[one] for one in token_ids if one < len(self._bytes))
+        return b"".join(spelled).decode("utf-8", "replace")
+
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token: none for a special token or an id without a text."""
         if token_id in self._special or token_id >= len(self._bytes):
@@ -227,7 +233,16 @@ class Detokenizer:
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._num_returned = 0
         self.stopped = False
+
+    @property
+    def num_characters(self) -> int:
+        """How many characters there are, those held back included: where the next token begins.
+
+        A token within a character begins where that does.
+        """
+        return self._num_returned + len(self._held)
 
     def add(self, token_id: int) -> str:
         """Take a token and return the text that is certain now."""
@@ -237,6 +252,7 @@ class Detokenizer:
         """Return the text that was held back; no token follows."""
         text = self._take(self._decoder.decode(b"", final=True))
         rest, self._held = self._held, ""
+        self._num_returned += len(rest)
         return text + rest
 
     def _take(self, text: str) -> str:
@@ -246,10 +262,12 @@ class Detokenizer:
         found = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
         if found:
             self.stopped = True
-            return text[: min(found)]
-        keep = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            certain = text[: min(found)]
+        else:
+            keep = max((_overlap(text, stop) for stop in self._stop), default=0)
+            certain, self._held = text[: len(text) - keep], text[len(text) - keep :]
+        self._num_returned += len(certain)
+        return certain
 
 
 def _overlap(text: str, stop: str) -> int:

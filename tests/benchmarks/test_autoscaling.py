@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.charts import example_values, render
 from tests.support.servers import environment
 
 ROOT = Path(__file__).parents[2]
@@ -343,3 +344,14 @@ def test_the_script(tmp_path: Path) -> None:
     }
     assert done.stdout.count(" ms  ") >= len(rows)
     assert "<svg" in picture.read_text()
+
+
+def test_the_presets_window_is_the_one_that_was_simulated() -> None:
+    """And its only brake is the default of the HorizontalPodAutoscaler, which stops all at once."""
+    scaled = render(example_values("keda-autoscaling")).one("ScaledObject")["spec"]
+    assert scaled["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == {
+        "scaleDown": {
+            "stabilizationWindowSeconds": Keda(threshold=1).stabilization,
+            "policies": [{"type": "Percent", "value": 100, "periodSeconds": 15}],
+        }
+    }

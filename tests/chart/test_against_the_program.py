@@ -194,6 +194,7 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         "apiKeys": {"existingSecret": "callers", "key": "api.keys"},
         "tls": {"existingSecret": "certificate"},
         "download": {"enabled": False},
+        "drainDelaySeconds": 0,  # else the server's end would take as long
     }
     release = render(MODES["standard"], ON_CPUS, values)
     container = release.container

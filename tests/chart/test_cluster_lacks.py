@@ -21,7 +21,8 @@ from tests.support.charts import CHART, Values, merged, render
 
 KSERVE, KNATIVE = "serving.kserve.io/v1beta1", "serving.knative.dev/v1"
 PROMETHEUS, KEDA = "monitoring.coreos.com/v1", "keda.sh/v1alpha1"
-ALL = [KSERVE, KNATIVE, PROMETHEUS, KEDA]
+GATEWAY, POOL = "gateway.networking.k8s.io/v1", "inference.networking.k8s.io/v1"
+ALL = [KSERVE, KNATIVE, PROMETHEUS, KEDA, GATEWAY, POOL]
 
 STANDARD = MODES["standard"]
 SCALED: Values = merged(
@@ -29,6 +30,15 @@ SCALED: Values = merged(
     MANY,
     {"scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}},
 )
+ROUTED: Values = merged(
+    STANDARD,
+    {"externalRoute": {"kind": "HTTPRoute", "httpRoute": {"parentRefs": [{"name": "public"}]}}},
+)
+POOLED: Values = merged(
+    ROUTED,
+    {"externalRoute": {"httpRoute": {"inferencePool": "texts"}}, "metrics": {"compat": "vllm"}},
+)
+INGRESS: Values = merged(STANDARD, {"externalRoute": {"kind": "Ingress", "hostnames": ["a.b"]}})
 
 #: Values, the API that is missing, and what is said of it. None: it is not needed.
 CASES: list[tuple[Values, str, str | None]] = [
@@ -38,6 +48,11 @@ CASES: list[tuple[Values, str, str | None]] = [
     ({}, PROMETHEUS, None),
     ({}, KEDA, None),
     (SCALED, KEDA, "scaling.keda.enabled, .*no KEDA .*set scaling.keda.enabled false"),
+    (ROUTED, GATEWAY, "externalRoute.kind HTTPRoute, .*no Gateway API .*set .*kind Ingress"),
+    (INGRESS, GATEWAY, None),
+    (ROUTED, POOL, None),
+    (POOLED, POOL, "externalRoute.httpRoute.inferencePool, .*no InferencePool .*install"),
+    (merged(POOLED, {"benchmark": {"only": True, "batchSize": 1}}), GATEWAY, None),
     ({"benchmark": {"only": True, "batchSize": 1}}, KSERVE, None),
     ({"benchmark": {"only": True, "batchSize": 1}}, KNATIVE, None),
     *(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.chart_values import MODES
+from tests.support.chart_values import MATRIX, MODES
 from tests.support.charts import Release, Values, merged, render
 
 STANDARD, KNATIVE = MODES["standard"], MODES["knative"]
+
+
+def stopped_by(hook: Values) -> Values:
+    """A preStop hook, which Kubernetes runs before it sends the signal."""
+    return merged(STANDARD, {"lifecycle": {"preStop": hook}})
 
 
 def flag(release: Release, name: str) -> str:
@@ -28,6 +33,18 @@ def flag(release: Release, name: str) -> str:
         (merged(STANDARD, {"terminationGracePeriodSeconds": 0}), "0", "1", "295"),
         (merged(STANDARD, {"drainDelaySeconds": 2.5, "timeoutSeconds": 600}), "2.5", "60", "595"),
         (merged(KNATIVE, {"drainDelaySeconds": 3}), "3", "300", "295"),
+        (
+            merged(STANDARD, {"lifecycle": {"preStop": {"sleep": {"seconds": 20}}}}),
+            "10",
+            "40",
+            "295",
+        ),
+        (
+            merged(STANDARD, {"lifecycle": {"preStop": {"exec": {"command": ["a"]}}}}),
+            "10",
+            "60",
+            "295",
+        ),
     ],
 )
 def test_times(values: Values, delay: str, grace: str, deadline: str) -> None:
@@ -45,11 +62,14 @@ def test_the_server_has_the_time_that_the_pod_has(releases: dict[str, Release]) 
         predictor = release.predictor
         # Knative makes the timeout the pod's terminationGracePeriodSeconds.
         pod = predictor.get("terminationGracePeriodSeconds", predictor["timeout"])
+        # A preStop hook runs first.
+        hooks = release.container.get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})
+        pod -= hooks["preStop"]["sleep"]["seconds"]
         assert float(flag(release, "--grace_period")) == pod, name
         assert float(flag(release, "--drain_delay")) < pod, name
         assert float(flag(release, "--max_request_seconds")) < predictor["timeout"], name
-        # The drain delay stands in for a sleep there; and Knative sets a preStop of its own.
-        assert "lifecycle" not in release.container, name
+        # The drain delay stands in for a sleep; and Knative sets a preStop of its own.
+        assert ("lifecycle" in release.container) == bool(MATRIX[name].get("lifecycle")), name
 
 
 def test_queue() -> None:

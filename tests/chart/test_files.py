@@ -29,7 +29,7 @@ def test_generated_files_are_up_to_date() -> None:
 
 def test_readmes_and_docs_name_the_examples() -> None:
     """The chart's README installs each, and so do the project's pages together."""
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 7
     files = {f"charts/gptj-isvc/examples/{name}.yaml" for name in EXAMPLES}
     pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
     for texts in ([CHART / "README.md"], pages):

@@ -84,7 +84,23 @@ def test_commands_name_what_is_made(releases: dict[str, Release]) -> None:
         if service:
             recipe = "serving.kserve.io/stop=true" in release.notes
             mode = release.one("InferenceService")["metadata"]["annotations"]
-            assert recipe == (mode["serving.kserve.io/deploymentMode"] == "Knative")
+            canary = "canaryTrafficPercent" in release.predictor
+            knative = mode["serving.kserve.io/deploymentMode"] == "Knative"
+            assert recipe == (knative and not canary), name
+            assert ("canaryTrafficPercent=100" in release.notes) == canary, name
+
+
+def test_a_failed_pull_is_run_again_by_another_job() -> None:
+    """With the notes' value there is a Job of another name, and Helm deletes the failed one."""
+    release = render()
+    [command] = [line for line in release.notes.splitlines() if "download.verify" in line]
+    flag, _, text = command.partition("--set-string ")[2].partition("=")
+    assert command.startswith("  helm upgrade demo ... -n ml ")
+    assert (flag, text) == ("download.verify", "$(date +%s)")
+    again = render({"download": {"verify": "1795000000"}})
+    assert again.one("Job")["metadata"]["name"] != release.one("Job")["metadata"]["name"]
+    none: Values = {"download": {"enabled": False}, "cache": {"existingClaim": "theirs"}}
+    assert "download.verify" not in render(none).notes
 
 
 def test_the_readme_lists_the_knative_flags() -> None:

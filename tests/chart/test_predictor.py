@@ -38,8 +38,8 @@ def test_knative() -> None:
         "deploymentStrategy",
         "terminationGracePeriodSeconds",
         "affinity",
-        "automountServiceAccountToken",
     } & set(release.predictor)
+    assert not {"lifecycle"} & set(release.container)
     assert release.predictor["containerConcurrency"] == (
         ServerSettings.model_fields["max_batch_size"].default
     )

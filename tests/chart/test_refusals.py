@@ -12,6 +12,9 @@ from tests.support.charts import Values, merged, nested, render
 
 STANDARD = MODES["standard"]
 KEDA: Values = {"scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}}}
+HTTP_ROUTE: Values = merged(
+    STANDARD, {"externalRoute": {"kind": "HTTPRoute", "httpRoute": {"parentRefs": [{"name": "a"}]}}}
+)
 
 COMBINATIONS: list[tuple[Values, str]] = [
     ({"scaling": {"maxReplicas": 2}}, "scaling.maxReplicas 2 with cache.accessModes"),
@@ -86,6 +89,26 @@ COMBINATIONS: list[tuple[Values, str]] = [
         {"annotations": {"autoscaling.knative.dev/scale-to-zero-pod-retention-period": "2h"}},
         "set scaling.scaleToZeroPodRetentionPeriod instead",
     ),
+    (
+        {"podAnnotations": {"serving.knative.dev/progress-deadline": "9m"}},
+        "podAnnotations serving.knative.dev/progress-deadline: set progressDeadline instead",
+    ),
+    *(
+        ({"podLabels": {key: "x"}}, f"podLabels {key}: KServe or the chart sets it")
+        for key in ("app", "serving.kserve.io/inferenceservice", "app.kubernetes.io/component")
+    ),
+    ({"lifecycle": {"preStop": {}}}, "lifecycle: only with .* Standard; Knative takes no hooks"),
+    (
+        merged(STANDARD, {"lifecycle": {"preStop": {"sleep": {"seconds": 60}}}}),
+        "lifecycle.preStop.sleep.seconds: shorter than the 60 s of terminationGracePeriodSeconds",
+    ),
+    *(
+        (
+            merged(STANDARD, {"canaryTrafficPercent": percent}),
+            f"canaryTrafficPercent {percent}: only with deploymentMode Knative; KServe ignores",
+        )
+        for percent in (0, 20)
+    ),
     ({"extraEnv": [{"name": "PORT", "value": "1"}]}, "extraEnv PORT: Knative sets it"),
     ({"extraVolumes": [{"name": "ca"}]}, "extraVolumes ca: Knative refuses"),
     (
@@ -107,6 +130,42 @@ COMBINATIONS: list[tuple[Values, str]] = [
     ),
     ({"tls": {"existingSecret": "x"}}, "tls.existingSecret: only with .* Standard; .*queue proxy"),
     ({"apiKeys": {"openMetrics": True}}, "apiKeys.openMetrics without apiKeys.existingSecret"),
+    *(
+        (
+            {"externalRoute": {"kind": kind}},
+            f"externalRoute.kind {kind}: only with .* Standard; Knative has an ingress of its own",
+        )
+        for kind in ("HTTPRoute", "Ingress")
+    ),
+    (
+        merged(STANDARD, {"externalRoute": {"kind": "HTTPRoute"}}),
+        "externalRoute.kind HTTPRoute needs externalRoute.httpRoute.parentRefs",
+    ),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"ingress": {"className": "nginx"}}}),
+        "externalRoute.ingress with externalRoute.kind HTTPRoute: there is no Ingress",
+    ),
+    (merged(HTTP_ROUTE, {"timeoutSeconds": 100_000}), "timeoutSeconds 100000 .* at most 99999"),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"httpRoute": {"inferencePool": "a"}}}),
+        "externalRoute.httpRoute.inferencePool needs metrics.compat vllm",
+    ),
+    (
+        merged(
+            HTTP_ROUTE,
+            {"externalRoute": {"httpRoute": {"inferencePool": "a"}}, "metrics": {"compat": "vllm"}},
+            {"apiKeys": {"existingSecret": "x"}},
+        ),
+        "inferencePool with apiKeys.existingSecret: .* set apiKeys.openMetrics true",
+    ),
+    (
+        merged(STANDARD, {"externalRoute": {"kind": "Ingress"}}),
+        "externalRoute.kind Ingress needs externalRoute.hostnames",
+    ),
+    (
+        merged(HTTP_ROUTE, {"externalRoute": {"kind": "Ingress", "hostnames": ["a.b"]}}),
+        "externalRoute.httpRoute with externalRoute.kind Ingress: there is no HTTPRoute",
+    ),
     (
         {"apiKeys": {"existingSecret": "x"}, "podMonitor": {"enabled": True}},
         "podMonitor.enabled with apiKeys.existingSecret: .* set apiKeys.openMetrics true",
@@ -238,6 +297,12 @@ ALLOWED: list[Values] = [
     merged({"deploymentMode": "Standard"}, KEDA, {"scaling": {"keda": {"query": "sum(a)"}}}),
     {"extraEnv": [{"name": "OTEL_SERVICE_NAME", "value": "x"}]},
     {"fullnameOverride": "a" * 53},
+    {"podAnnotations": {"autoscaling.knative.dev/scale-down-delay": "5m"}},
+    merged(STANDARD, {"lifecycle": {"postStart": {"exec": {"command": ["true"]}}}}),
+    {"canaryTrafficPercent": 0},
+    merged(HTTP_ROUTE, {"timeoutSeconds": 99_999}),
+    merged(STANDARD, {"timeoutSeconds": 100_000}),
+    {"externalRoute": {"kind": "Ingress"}, "benchmark": {"only": True, "batchSize": 1}},
 ]
 
 BAD: list[tuple[str, object]] = [
@@ -332,6 +397,18 @@ BAD: list[tuple[str, object]] = [
     ("drainDelaySeconds", -1),
     ("queue.maxRequests", 0),
     ("queue.maxTokens", "9000"),
+    ("podLabels", {"a": "b c"}),
+    ("podLabels", {"a b": "c"}),
+    ("podLabels", {"a": "b" * 64}),
+    ("podAnnotations", {"a": True}),
+    ("canaryTrafficPercent", 101),
+    ("canaryTrafficPercent", 2.5),
+    ("lifecycle.preStart", {}),
+    ("lifecycle", None),
+    ("serviceAccount.automount", "no"),
+    ("envFrom", [{"name": "a"}]),
+    ("envFrom", [{"secretRef": {}}]),
+    ("envFrom", [{"secretRef": {"name": "a"}, "configMapRef": {"name": "a"}}]),
     ("trustedProxies", "10.0.0.0/8"),
     ("trustedProxies", ["*"]),
     ("trustedProxies", ["ingress.example.com"]),
@@ -340,6 +417,17 @@ BAD: list[tuple[str, object]] = [
     ("apiKeys.key", "a/b"),
     ("apiKeys.keys", ["secret"]),
     ("tls.existingSecret", None),
+    ("externalRoute.kind", "Route"),
+    ("externalRoute.hostnames", "a.example.com"),
+    ("externalRoute.hostnames", ["*.example.com"]),
+    ("externalRoute.hostnames", ["https://a.example.com"]),
+    ("externalRoute.paths", []),
+    ("externalRoute.paths", ["v1"]),
+    ("externalRoute.paths", ["/v1/"]),
+    ("externalRoute.httpRoute.scheme", "tcp"),
+    ("externalRoute.httpRoute.parentRefs", ["public"]),
+    ("externalRoute.httpRoute.parentRefs", [{"namespace": "gateways"}]),
+    ("externalRoute.ingress.tls", [{"secret": "a"}]),
     ("tracing.endpoint", "collector:4318"),
     ("tracing.endpoint", "http://user:password@collector:4318"),
     ("tracing.protocol", "http/json"),
@@ -385,6 +473,9 @@ GOOD: list[tuple[str, object]] = [
     ("extraArgs", [8]),
     ("benchmark.extraArgs", ["--max_tokens", 256]),
     ("global", {"storageClass": "fast"}),
+    ("canaryTrafficPercent", 100),
+    ("podLabels", {"example.com/a": "", "a_b": "C.d-e"}),
+    ("envFrom", [{"secretRef": {"name": "a", "optional": True}, "prefix": "A_"}]),
     ("trustedProxies", []),
     ("trustedProxies", ["10.0.0.0/8", "::1", "fd00::/8"]),
     ("tracing.endpoint", "https://[2001:db8::1]:4318/v1"),

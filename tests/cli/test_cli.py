@@ -10,7 +10,7 @@ import pytest
 
 from gptj_predictor import __version__
 from gptj_predictor.cli import SettingsError, build_parser, main
-from gptj_predictor.cli.flags import validated
+from gptj_predictor.cli.flags import flag_fields, validated
 from gptj_predictor.cli.serve import open_access, read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import (
@@ -82,9 +82,14 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         "num_return_sequences": "2",
         "stop": "###",
         "return_full_text": "false",
+        "min_p": "0.1",
+        "typical_p": "0.9",
+        "presence_penalty": "0.5",
+        "frequency_penalty": "-0.5",
+        "ignore_eos": "true",
         "details": "true",
     }
-    assert set(values) == set(GenerationParameters.model_fields)
+    assert set(values) == set(flag_fields(GenerationParameters))
     by_flag = settings(*(part for name, value in values.items() for part in (f"--{name}", value)))
     by_variable = settings(**{f"GPTJ_{name.upper()}": value for name, value in values.items()})
     assert by_flag[1].model_copy(update={"stop": "###"}) == by_variable[1]
@@ -108,6 +113,8 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         (["--drain_delay", "30"], {}, "--drain_delay 30 is not below --grace_period 30"),
         (["--kv_cache_gib", "0"], {}, "--kv_cache_gib 0"),
         ([], {"GPTJ_TOPK": "5"}, "GPTJ_TOPK is unknown"),
+        ([], {"GPTJ_LOGIT_BIAS": "{}"}, "GPTJ_LOGIT_BIAS is unknown"),
+        (["--presence_penalty", "-2.5"], {}, "--presence_penalty -2.5"),
         ([], {"GPTJ_SEED": "-1"}, "--seed -1"),
         (["--trusted_proxies", "10.0.0.1/8"], {}, "10.0.0.1/8 has host bits set; allowed are"),
         (["--trusted_proxies", "10.0.0.1,proxy"], {}, "'proxy' does not appear to be an IPv4"),
@@ -310,7 +317,7 @@ class TestProcess:
 
     def test_help_names_every_flag_and_kserve_s(self) -> None:
         text = run("--help").stdout
-        for name in (*ServerSettings.model_fields, *GenerationParameters.model_fields):
+        for name in (*ServerSettings.model_fields, *flag_fields(GenerationParameters)):
             assert f"--{name} " in text
         for flag in ("--http_port", "--grpc_port", "--model_name", "--enable_docs_url"):
             assert flag in text

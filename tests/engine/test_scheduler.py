@@ -9,7 +9,7 @@ import pytest
 
 from gptj_predictor.engine.request import RequestRefusedError
 from gptj_predictor.engine.scheduler import Scheduler
-from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.engine.sequence import Sequence, StepResults
 from tests.support.engines import GREEDY
 
 SIZE = 4
@@ -46,7 +46,7 @@ def step(of: Scheduler) -> dict[Sequence, int]:
         assert len(chunk.page_table.pages) * SIZE >= chunk.end
     of.check_invariants()
     counts = {chunk.sequence: chunk.num_tokens for chunk in chunks}
-    of.commit((c, 1000 + len(c.sequence.token_ids)) for c in chunks if c.samples)
+    of.commit(StepResults([(c, 1000 + len(c.sequence.token_ids)) for c in chunks if c.samples]))
     of.check_invariants()
     return counts
 

@@ -30,6 +30,15 @@ pytestmark = pytest.mark.slow
 Request = tuple[tuple[int, ...], SamplingParams]
 
 
+EXTRAS: list[dict[str, Any]] = [
+    {"frequency_penalty": 0.8, "presence_penalty": -0.4, "logprobs": 2},
+    {"logit_bias": ((9, 4.0), (11, 3.0)), "prompt_logprobs": 3},
+    {"min_p": 0.1, "prompt_logprobs": 0, "logprobs": 0},
+    {"typical_p": 0.6, "stop_token_ids": (3, 30)},
+    {"ignore_eos": True, "frequency_penalty": 1.5, "prompt_logprobs": 1},
+]
+
+
 @cache
 def requests(reference: ReferenceModel) -> list[Request]:
     """Greedy and sampled ones, many with common beginnings."""
@@ -52,6 +61,8 @@ def requests(reference: ReferenceModel) -> list[Request]:
         )
         if number % 3 == 2:
             params = replace(params, temperature=1.2, top_k=draw.choice([0, 9]), seed=number)
+        if number % 4 == 1:
+            params = replace(params, **EXTRAS[number // 4 % len(EXTRAS)])
         made.append((tuple(prompt), params))
     return made
 
@@ -139,10 +150,34 @@ def run_schedule(
             assert key in cancels
             assert tokens == wanted[: len(tokens)]
         else:
-            assert reason in (FinishReason.EOS, FinishReason.LENGTH)
+            assert reason in (FinishReason.EOS, FinishReason.LENGTH, FinishReason.STOP_SEQUENCE)
             assert tokens == wanted
+            check_logprobs(reference, *requests(reference)[request], events)
     assert schedule.core.stats().used_pages == 0
     return schedule
+
+
+def check_logprobs(
+    reference: ReferenceModel,
+    prompt: tuple[int, ...],
+    params: SamplingParams,
+    events: list[Event],
+) -> None:
+    """What was asked for is there once and is transformers'; see test_logprobs.py for more."""
+    if params.logprobs is None and params.prompt_logprobs is None:
+        assert all(e.logprobs is None and e.prompt_logprobs is None for e in events)
+        return
+    tokens = [event.token_id for event in events if event.token_id is not None]
+    wanted = reference.logprobs([*prompt, *tokens])
+    events = [event for event in events if not event.is_scheduled]
+    found = list(events[0].prompt_logprobs or ())
+    found += [event.logprobs for event in events if event.logprobs is not None]
+    asked = [*prompt[1:]] if params.prompt_logprobs is not None else []
+    asked += tokens if params.logprobs is not None else []
+    assert [one.token_id for one in found] == asked
+    start = 0 if params.prompt_logprobs is not None else len(prompt) - 1
+    for one, row in zip(found, wanted[start:], strict=False):
+        assert one.logprob == pytest.approx(float(row[one.token_id]), abs=2e-5)
 
 
 SIZES = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptj_predictor.engine.scheduler import Scheduler
-from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.engine.sequence import Sequence, StepResults
 from gptj_predictor.engine.waiting_queue import WaitingQueue
 from tests.support.engines import GREEDY
 
@@ -109,8 +109,8 @@ def test_a_greedy_caller_delays_another_by_one_turn() -> None:
         of.add(Sequence([1, 2], short, "greedy"))
     modest = Sequence([3, 4], short, "modest")
     of.add(modest)
-    of.commit((chunk, 9) for chunk in of.schedule())  # the first of the greedy one's
-    of.commit((chunk, 9) for chunk in of.schedule())
+    of.commit(StepResults([(chunk, 9) for chunk in of.schedule()]))  # the first of the greedy one's
+    of.commit(StepResults([(chunk, 9) for chunk in of.schedule()]))
     assert modest.token_ids == [3, 4, 9]
     assert len(of.waiting) == 999
     of.check_invariants()
@@ -122,6 +122,6 @@ def test_a_sequence_that_waits_for_pages_is_counted_once() -> None:
     of.add(Sequence(list(range(100, 160)), replace(GREEDY, max_length=70)))
     while of.running or of.waiting:
         chunks = of.schedule()
-        of.commit((chunk, 7) for chunk in chunks if chunk.samples)
+        of.commit(StepResults([(chunk, 7) for chunk in chunks if chunk.samples]))
     assert of.num_prefix_query_tokens == 120
     assert of.num_prefix_hit_tokens == 0

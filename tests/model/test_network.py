@@ -69,7 +69,8 @@ class Steps:
                 if chunks[i] > 1
             ],
         )
-        logits = self.network(step, self.cache).split([chunks[i] for i in order])
+        hidden = self.network.hidden_states(step, self.cache)
+        logits = self.network.logits(hidden).split([chunks[i] for i in order])
         for i in order:
             self.done[i] += chunks[i]
         return dict(zip(order, logits, strict=True))

@@ -9,7 +9,9 @@ import pytest
 from tests.support.exact import Exact
 from tests.support.faults import FAULTY_SERVER
 from tests.support.secrets import KEYS, MountedSecret, key_lines
-from tests.support.servers import HASTY_SECONDS, RunningServer
+from tests.support.servers import HASTY_SECONDS, RunningServer, wait_for
+from tests.support.stats import STATS_SERVER
+from tests.support.strict import FLAGS, Strict
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +52,14 @@ def locked(key_secret: MountedSecret) -> Iterator[RunningServer]:
     with RunningServer(*flags, grpc=True, program=FAULTY_SERVER, FAULT=fault) as running:
         running.wait_until_ready()
         yield running
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
+    """Runs one sequence at a time, with small limits."""
+    file = tmp_path_factory.mktemp("stats") / "stats"
+    flags = [str(part) for pair in FLAGS.items() for part in pair]
+    with RunningServer(*flags, program=STATS_SERVER, STATS=str(file)) as server:
+        server.wait_until_ready()
+        wait_for(file.exists)
+        yield Strict(server, file)

@@ -221,7 +221,7 @@ class TestGrpc:
         stub.ServerMetadata(pb.ServerMetadataRequest(), metadata=metadata)
         with pytest.raises(grpc.RpcError) as missing:
             stub.ModelInfer(pb.ModelInferRequest(model_name=NAME), metadata=metadata)
-        assert missing.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        assert missing.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         request = pb.RepositoryModelUnloadRequest(model_name=NAME)
         with pytest.raises(grpc.RpcError) as closed:
             stub.RepositoryModelUnload(request, metadata=metadata)

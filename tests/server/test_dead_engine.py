@@ -34,6 +34,7 @@ def test_probes_of_a_dead_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = ActiveRequests(Admission(512, 10**6), max_seconds=60)
     predictor = GPTJPredictor(
         NAME,
+        model_id=NAME,
         defaults=GenerationParameters(),
         limits=Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=10**6),
         requests=requests,

@@ -16,6 +16,7 @@ metrics                                ``test_metrics``, ``test_request_counts``
 traces                                 ``test_traces``, ``test_trace_export``
 logs, request ids                      ``test_logs``, ``test_contract.test_one_log_line...``
 details                                here: ``test_details``
+streams                                ``test_streaming``, ``test_text_stream``; here where named
 malformed JSON ... lone surrogates     ``test_v1_parsing``, ``test_contract.test_bad_body``
 body over the limit, gzip              ``test_contract.test_body_over...``, ``test_encoded_body``
 headers over the limit                 here: ``test_head_over_the_limit``
@@ -38,91 +39,23 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.raw_clients import Answer, NoAnswerError, RawConnection, get, post
-from tests.support.servers import NAME, RunningServer, wait_for
-from tests.support.stats import STATS_SERVER, is_idle, read_stats
+from tests.support.event_streams import events
+from tests.support.raw_clients import Answer, NoAnswerError, get, post
+from tests.support.strict import (
+    MAX_REQUESTS,
+    MAX_SECONDS,
+    MAX_TOKENS,
+    PATH,
+    Strict,
+    asked,
+    generation,
+)
 
 pytestmark = pytest.mark.process
-
-PATH = f"/v1/models/{NAME}:predict"
-MAX_SECONDS = 4
-MAX_REQUESTS = 5
-MAX_TOKENS = 600
-FLAGS = {
-    "--max_batch_size": 1,
-    "--max_queued_requests": MAX_REQUESTS,
-    "--max_queued_tokens": MAX_TOKENS,
-    "--max_request_seconds": MAX_SECONDS,
-}
-
-
-class Strict:
-    """A server that runs one sequence at a time, and what its engine does."""
-
-    def __init__(self, server: RunningServer, stats: Path) -> None:
-        self.server = server
-        self._stats = stats
-
-    @property
-    def stats(self) -> dict[str, Any]:
-        return read_stats(self._stats)
-
-    async def until(self, name: str, value: int, seconds: float = 10) -> None:
-        async with asyncio.timeout(seconds):
-            while self.stats[name] != value:
-                await asyncio.sleep(0.005)
-
-    async def until_idle(self, seconds: float = 10) -> None:
-        async with asyncio.timeout(seconds):
-            while not is_idle(self.stats):
-                await asyncio.sleep(0.005)
-
-    @contextlib.asynccontextmanager
-    async def busy(self) -> AsyncIterator[None]:
-        """Its one place is taken, by a caller of its own, until the block ends."""
-        await self.until_idle()
-        async with self.client("127.0.9.9") as holder:
-            holder.send(generation(2048))
-            await self.until("num_running", 1)
-            yield
-        await self.until_idle()
-
-    @contextlib.asynccontextmanager
-    async def client(self, source: str = "127.0.0.1") -> AsyncIterator[RawConnection]:
-        connection = await RawConnection.open(self.server.port, source)
-        try:
-            yield connection
-        finally:
-            connection.close()
-
-
-@pytest.fixture(scope="module")
-def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strict]:
-    file = tmp_path_factory.mktemp("stats") / "stats"
-    flags = [str(part) for pair in FLAGS.items() for part in pair]
-    with RunningServer(*flags, program=STATS_SERVER, STATS=str(file)) as server:
-        server.wait_until_ready()
-        wait_for(file.exists)
-        yield Strict(server, file)
-
-
-def generation(
-    tokens: int, prompt: str = "a", *, sequences: int = 1, **headers: str
-) -> bytes:  # fmt: skip
-    """A request for exactly so many tokens, prompt included."""
-    parameters = {
-        "min_length": tokens,
-        "max_length": tokens,
-        "num_return_sequences": sequences,
-        "details": True,
-    }
-    return post(PATH, {"instances": [prompt], "parameters": parameters}, **headers)
 
 
 def head_of(request: bytes) -> bytes:
@@ -242,6 +175,34 @@ def test_deadline_of_a_waiting_request(strict: Strict) -> None:
     asyncio.run(run())
 
 
+def streamed(strict: Strict, tokens: int, seconds: str) -> list[Any]:
+    """The events of a streamed answer."""
+    timeout = {"x-request-timeout": seconds}
+    with strict.server.client.stream(
+        "POST", PATH, json=asked(tokens, stream=True), headers=timeout
+    ) as response:
+        assert response.status_code == 200
+        return [json.loads(data) for data in events(response.iter_lines()) if data is not None]
+
+
+def test_deadline_of_a_running_stream(strict: Strict) -> None:
+    """The last event is what an answer at once would be."""
+    *pieces, last = streamed(strict, 2048, "0.5")
+    [one] = last["predictions"]
+    assert one["details"]["finish_reason"] == "deadline"
+    assert 0 < one["details"]["generated_tokens"] < 2047
+    assert "a" + "".join(piece["text"] for piece in pieces) == one["generated_text"]
+
+
+def test_deadline_of_a_waiting_stream(strict: Strict) -> None:
+    async def run() -> None:
+        async with strict.busy():
+            [last] = await asyncio.to_thread(streamed, strict, 9, "0.2")
+            assert last == {"error": "the request's time was over before its first token"}
+
+    asyncio.run(run())
+
+
 def test_deadline_is_capped(strict: Strict) -> None:
     """Eight sequences, one after the other: those that never started have no tokens."""
 
@@ -264,13 +225,14 @@ def test_deadline_that_makes_no_sense(strict: Strict, value: str) -> None:
     assert "x-request-timeout" in response.json()["error"]
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["at once", "stream"])
 @pytest.mark.parametrize("behind", [b"", get("/"), b"no HTTP\r\n\r\n"], ids=["", "more", "noise"])
-def test_client_gone_while_it_runs(strict: Strict, behind: bytes) -> None:
+def test_client_gone_while_it_runs(strict: Strict, behind: bytes, stream: bool) -> None:
     """Its steps stop and its pages are free, even if it sent something behind its request."""
 
     async def run() -> None:
         async with strict.client() as client:
-            client.send(generation(2048, sequences=8) + behind)
+            client.send(generation(2048, sequences=8, stream=stream) + behind)
             await strict.until("num_running", 1)
         # A step takes a few milliseconds; all eight sequences would take half a minute.
         await strict.until_idle(1)
@@ -281,11 +243,12 @@ def test_client_gone_while_it_runs(strict: Strict, behind: bytes) -> None:
     asyncio.run(run())
 
 
-def test_client_gone_while_it_waits(strict: Strict) -> None:
+@pytest.mark.parametrize("stream", [False, True], ids=["at once", "stream"])
+def test_client_gone_while_it_waits(strict: Strict, stream: bool) -> None:
     async def run() -> None:
         async with strict.busy():
             async with strict.client() as client:
-                client.send(generation(1000))
+                client.send(generation(1000, stream=stream))
                 await strict.until("queued_requests", 1)
             await strict.until("queued_requests", 0, 1)
             await strict.until("num_waiting", 0, 1)

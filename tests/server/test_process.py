@@ -9,11 +9,8 @@ import threading
 from functools import partial
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
-from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
-from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from gptj_predictor.common.phases import Phase
 from gptj_predictor.settings import GenerationParameters
@@ -180,27 +177,3 @@ def test_metrics(server: RunningServer) -> None:
     server.predict(["a"], max_new_tokens=1)
     text = server.client.get("/metrics").text
     assert f'request_predict_seconds_count{{model_name="{NAME}"}}' in text
-
-
-def test_grpc() -> None:
-    """Health is true, the repository is closed, inference is honestly missing."""
-    with RunningServer(grpc=True) as server:
-        server.wait_until_ready()
-        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
-            stub = pb_grpc.GRPCInferenceServiceStub(channel)
-            assert stub.ServerLive(pb.ServerLiveRequest()).live
-            assert stub.ServerReady(pb.ServerReadyRequest()).ready
-            assert stub.ModelReady(pb.ModelReadyRequest(name=NAME)).ready
-            for call, request in (
-                (stub.RepositoryModelUnload, pb.RepositoryModelUnloadRequest(model_name=NAME)),
-                (stub.RepositoryModelLoad, pb.RepositoryModelLoadRequest(model_name=NAME)),
-            ):
-                with pytest.raises(grpc.RpcError) as refused:
-                    call(request)
-                assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-            with pytest.raises(grpc.RpcError) as missing:
-                stub.ModelInfer(pb.ModelInferRequest(model_name=NAME))
-            assert missing.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert server.predict(["a"], max_new_tokens=1)
-        assert server.stop() == 0
-        assert "Traceback" not in server.log

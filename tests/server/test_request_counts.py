@@ -93,7 +93,7 @@ def test_no_new_label_for_an_unknown_reason() -> None:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", PATH), ("POST", "/v1/models/m"), ("GET", "/metrics"), ("POST", "/v2/models/m/infer")],
+    [("GET", PATH), ("POST", "/v1/models/m"), ("GET", "/metrics"), ("POST", "/v2/models/m/load")],
 )
 def test_only_requests_for_texts_are_counted(method: str, path: str) -> None:
     counts = counted(200, method=method, path=path)
@@ -113,14 +113,14 @@ def test_what_raises_is_counted_and_passed_on(error: Exception) -> None:
 
 
 def test_every_refusal_of_the_source_has_a_reason() -> None:
-    """The last words of ``refuse`` and ``note_refusal`` calls, where they are literal."""
+    """Where it is literal in the calls that name one."""
+    places = {"refuse": 4, "note_refusal": 1, "Problem": 2, "_unavailable": 1}
     noted = set()
     for path in Path(gptj_predictor.server.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                place = {"refuse": 4, "note_refusal": 1}.get(node.func.id)
-                given = None if place is None else node.args[place]
-                if isinstance(given, ast.Constant):
-                    noted.add(given.value)
+                given = node.args[places.get(node.func.id, len(node.args)) :]
+                if given and isinstance(given[0], ast.Constant) and given[0].value is not None:
+                    noted.add(given[0].value)
     assert {"draining", "not_ready", "out_of_memory", "unauthenticated"} <= noted
     assert {*noted, *Refusal} <= set(REASONS)

@@ -9,7 +9,7 @@ import pytest
 from kserve.errors import InvalidInput
 
 from gptj_predictor.engine.request import FinishReason, Timeline
-from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest
+from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest, TokenizedPrompt
 from gptj_predictor.server.protocols.v1 import format_response, openapi_schema, parse_request
 from gptj_predictor.settings import GenerationParameters, Limits
 from tests.support.bad_bodies import UNREADABLE, body, check_error
@@ -20,6 +20,10 @@ LIMITS = Limits(context=2048, vocabulary=2048, max_instances=32, max_body_bytes=
 def parse(sent: str | bytes, **defaults: object) -> GenerationRequest:
     content = sent.encode() if isinstance(sent, str) else sent
     return parse_request(content, GenerationParameters.model_validate(defaults), LIMITS)
+
+
+def prompt(text: str) -> TokenizedPrompt:
+    return TokenizedPrompt(text, [1], ())
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -84,12 +88,28 @@ def test_bounds_themselves_are_allowed() -> None:
         "num_return_sequences": [1, 8],
         "stop": ["a" * 64, ["a"] * 4, None],
         "return_full_text": [True, False],
+        "min_p": [0, 1],
+        "typical_p": [1e-9, 1],
+        "presence_penalty": [-2, 2],
+        "frequency_penalty": [-2, 2],
+        "logit_bias": [{}, None],
+        "stop_token_ids": [[], [0, 2047] * 8, None],
+        "ignore_eos": [True, False],
         "details": [True, False],
+        "logprobs": [0, 20, None],
     }
     assert set(allowed) == set(GenerationParameters.model_fields)
     for name, values in allowed.items():
         for value in values:
-            assert getattr(parse(body(**{name: value})).parameters, name) == value
+            sent = {"details": True, name: value}
+            assert getattr(parse(body(**sent)).parameters, name) == value
+
+
+def test_a_bias_by_token_id() -> None:
+    """Names in JSON are strings."""
+    sent = {str(i): 100 if i % 2 else -100 for i in range(1748, 2048)}
+    bias = parse(body(logit_bias=sent)).parameters.logit_bias
+    assert bias == {int(name): value for name, value in sent.items()}
 
 
 def test_what_an_error_repeats_is_cut() -> None:
@@ -109,7 +129,10 @@ def test_what_an_error_repeats_is_cut() -> None:
 def test_one_instance_is_flat(texts: list[list[str]], predictions: object) -> None:
     timeline = Timeline(0.0, 0.1, 0.2, 0.3, 3, 4, 2)
     generated = [
-        [GeneratedText(text, FinishReason.LENGTH, 4, 17, timeline) for text in sequences]
+        [
+            GeneratedText(text, FinishReason.LENGTH, 4, 17, timeline, prompt("p"))
+            for text in sequences
+        ]
         for sequences in texts
     ]
     sent = body(["p"] * len(texts), return_full_text=False)
@@ -118,7 +141,7 @@ def test_one_instance_is_flat(texts: list[list[str]], predictions: object) -> No
 
 def test_details_come_with_the_text() -> None:
     timeline = Timeline(0.0, 0.1, 0.2, 0.3, 3, 4, 2)
-    generated = [[GeneratedText("b", FinishReason.STOP_SEQUENCE, 4, 17, timeline)]]
+    generated = [[GeneratedText("b", FinishReason.STOP_SEQUENCE, 4, 17, timeline, prompt("a"))]]
     details = {
         "finish_reason": "stop_sequence",
         "prompt_tokens": 3,

@@ -102,6 +102,15 @@ def test_what_a_client_may_send() -> None:
         "num_return_sequences": "an integer from 1 to 8",
         "stop": "a string of 1 to 64 characters, or a list of 1 to 4 of them",
         "return_full_text": "true or false",
+        "min_p": "a number from 0 to 1",
+        "typical_p": "a number above 0 and up to 1",
+        "presence_penalty": "a number from -2 to 2",
+        "frequency_penalty": "a number from -2 to 2",
+        "logit_bias": "an object of 0 to 300 names (an integer from 0 to 50399, as a string), each "
+        "with a number from -100 to 100",
+        "stop_token_ids": "a list of 0 to 16 (an integer from 0 to 50399)",
+        "ignore_eos": "true or false",
+        "logprobs": "an integer from 0 to 20",
         "details": "true or false",
     }
 
@@ -154,6 +163,14 @@ class TestModelLimits:
             assert small.exceeded_by(fits) is None
             beyond = fits.model_copy(update={name: most + 1})
             assert small.exceeded_by(beyond) == name
+
+    @pytest.mark.parametrize("name", ["logit_bias", "stop_token_ids"])
+    def test_token_ids_beyond_the_vocabulary(self, name: str) -> None:
+        small = Limits(context=40, vocabulary=30, max_instances=1, max_body_bytes=1)
+        for token_ids, exceeded in (([], None), ([0, 29], None), ([30, 3], name)):
+            value = dict.fromkeys(token_ids, 1) if name == "logit_bias" else token_ids
+            given = GenerationParameters.model_validate({"max_length": 40, "top_k": 0, name: value})
+            assert small.exceeded_by(given) == exceeded
 
     def test_defaults_that_nobody_set_shrink(self) -> None:
         small = Limits(context=40, vocabulary=30, max_instances=1, max_body_bytes=1)

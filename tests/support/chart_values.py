@@ -83,7 +83,9 @@ EVERYTHING: Values = {
     ],
     "priorityClassName": "high",
     "runtimeClassName": "nvidia",
-    "serviceAccount": {"annotations": {"cloud/role": "reader"}},
+    "podLabels": {"pool": "texts"},
+    "podAnnotations": {"sidecar.istio.io/inject": "true"},
+    "serviceAccount": {"annotations": {"cloud/role": "reader"}, "automount": True},
     "queue": {"maxRequests": 64, "maxTokens": 9000},
     "trustedProxies": ["192.0.2.1", "2001:db8::/32"],
     "apiKeys": {"existingSecret": "keys", "openMetrics": True},
@@ -97,6 +99,7 @@ EVERYTHING: Values = {
         {"name": "HF_ENDPOINT", "value": "http://hub"},
         {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
     ],
+    "envFrom": [{"secretRef": {"name": "proxy"}}, {"prefix": "A_", "configMapRef": {"name": "a"}}],
     "extraArgs": ["--max_batch_size", "64"],
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
     "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
@@ -122,9 +125,20 @@ EVERYTHING: Values = {
 
 #: What only one of the modes has.
 OF_MODE: dict[str, Values] = {
-    "knative": {},
+    "knative": {"canaryTrafficPercent": 20},
     "standard": {
+        "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "tls": {"existingSecret": "certificate"},
+        "externalRoute": {
+            "kind": "HTTPRoute",
+            "hostnames": ["texts.example.com"],
+            "paths": ["/v1", "/v2"],
+            "annotations": {"example.com/a": "b"},
+            "httpRoute": {
+                "parentRefs": [{"name": "public", "namespace": "gateways", "sectionName": "https"}],
+                "inferencePool": "texts",
+            },
+        },
         "scaling": {"keda": {"enabled": True, "serverAddress": "http://prometheus:9090"}},
     },
 }
@@ -133,6 +147,18 @@ OF_MODE: dict[str, Values] = {
 SERVICE_MONITOR: Values = {
     "podMonitor": {"enabled": False},
     "serviceMonitor": {"enabled": True, "labels": {"team": "ops"}},
+}
+
+#: Instead of the HTTPRoute.
+INGRESS: Values = {
+    "externalRoute": {
+        "kind": "Ingress",
+        "httpRoute": {"parentRefs": [], "inferencePool": ""},
+        "ingress": {
+            "className": "nginx",
+            "tls": [{"secretName": "texts", "hosts": ["texts.example.com"]}],
+        },
+    },
 }
 
 #: Every combination of the above, the examples, and everything at once in each mode.
@@ -153,3 +179,4 @@ MATRIX |= {
     f"everything, service monitor, {name}": merged(MATRIX[f"everything, {name}"], SERVICE_MONITOR)
     for name in MODES
 }
+MATRIX["everything, ingress, standard"] = merged(MATRIX["everything, standard"], INGRESS)

@@ -7,6 +7,7 @@ that follows it is compared:
 * ``<!-- not compared: REASON -->``: text that no command here prints.
 * ``<!-- sampled -->``: a response with the same shape, whose texts begin with the prompts.
 * ``<!-- numbers vary -->``: output that is the same but for its numbers.
+* ``<!-- pieces vary -->``: a stream whose texts may come in smaller or larger pieces.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ OUTPUTS = ("json", "text")
 PICTURES = ("mermaid",)
 VALUES = ("yaml",)
 
-COMMENT = re.compile(r"<!--\s*(not run|not compared|sampled|numbers vary)(?::\s*(.*?))?\s*-->")
+COMMENT = re.compile(
+    r"<!--\s*(not run|not compared|sampled|numbers vary|pieces vary)(?::\s*(.*?))?\s*-->"
+)
 INCLUDE = re.compile(r'^--8<-- "([^":]+)(?::(\d+))?"$', re.MULTILINE)
 #: Numbers with their units, and the commits in the names of versions.
 NUMBER = re.compile(r"\b[0-9a-f]{12,40}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
@@ -179,6 +182,9 @@ def check_output(block: Block, printed: str) -> None:
         assert now == then, f"{shown.place}: {printed}"
         return
     now, then = printed.rstrip(), shown.text.rstrip()
+    if shown.treatment == "pieces vary":
+        assert _in_one_piece(now) == _in_one_piece(then), f"{shown.place}: {printed}"
+        return
     if shown.treatment == "numbers vary":
         now, then = NUMBER.sub("N", now), NUMBER.sub("N", then)
     assert now == then, f"{shown.place}: {printed}"
@@ -188,6 +194,19 @@ def _prompts(block: Block) -> list[str]:
     arguments = shlex.split(block.text)
     body = json.loads(arguments[arguments.index("-d") + 1])
     return [str(prompt) for prompt in body["instances"]]
+
+
+def _in_one_piece(stream: str) -> list[dict[str, Any]]:
+    """The events of a stream; those that differ only in their text are put together."""
+    merged: list[dict[str, Any]] = []
+    for line in filter(None, stream.splitlines()):
+        data = line.removeprefix("data: ")
+        event = json.loads(data) if data.startswith("{") else {"line": line}
+        if merged and "text" in event and event == merged[-1] | {"text": event["text"]}:
+            merged[-1]["text"] += event["text"]
+        else:
+            merged.append(event)
+    return merged
 
 
 def _shape(answer: Any, prompts: list[str]) -> Any:

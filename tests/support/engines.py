@@ -101,7 +101,7 @@ class FaultyNetwork:
     Attributes:
         fault: Raised by every step while it is set.
         inject: Called before every step while it is set; it may raise, or take its time.
-        spoil: Called with the logits of every step while it is set; it may change them.
+        spoil: Called with all logits while it is set; it may change them.
     """
 
     def __init__(self, network: GPTJNetwork) -> None:
@@ -113,12 +113,15 @@ class FaultyNetwork:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
-    def __call__(self, step: StepInputs, *inputs: Any) -> torch.Tensor:
+    def hidden_states(self, step: StepInputs, *inputs: Any) -> torch.Tensor:
         if self.fault is not None:
             raise self.fault
         if self.inject is not None:
             self.inject(step)
-        logits = self._network(step, *inputs)
+        return self._network.hidden_states(step, *inputs)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._network.logits(hidden)
         if self.spoil is not None:
             self.spoil(logits)
         return logits

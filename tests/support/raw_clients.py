@@ -76,6 +76,8 @@ class RawConnection(asyncio.Protocol):
             if end < 0:
                 return
             status, headers = _parse_head(bytes(self._received[:end]))
+            if "content-length" not in headers:
+                return  # a stream, which nobody reads here
             self._head = status, headers, end + 4 + int(headers["content-length"])
         status, headers, length = self._head
         if len(self._received) >= length and self._answer and not self._answer.done():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gptj_predictor.cli import build_parser
+from gptj_predictor.cli.flags import flag_fields
 from gptj_predictor.settings import BenchmarkSettings, GenerationParameters, ServerSettings
 
 FILE = Path(__file__).parents[2] / "tools" / "docs_tables.py"
@@ -48,7 +49,7 @@ def test_configuration_has_every_flag() -> None:
     page = (docs_tables.ROOT / "docs" / "configuration.md").read_text()
     for name in BenchmarkSettings.model_fields:
         assert f"| `--{name}` |" in page
-    for name in (*ServerSettings.model_fields, *GenerationParameters.model_fields):
+    for name in (*ServerSettings.model_fields, *flag_fields(GenerationParameters)):
         assert f"| `--{name}`<br>`GPTJ_{name.upper()}` |" in page
 
 

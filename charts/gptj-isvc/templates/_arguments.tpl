@@ -71,7 +71,7 @@ little before whoever waits for it gives up.
 */}}
 {{- define "gptj.endingArgs" -}}
 {{- $deadline := max 1 (sub (int .Values.timeoutSeconds) 5) -}}
-{{- list "--max_request_seconds" (toString $deadline) "--drain_delay" (include "gptj.drainDelay" .) "--grace_period" (include "gptj.gracePeriod" . | int | max 1 | toString) | toJson -}}
+{{- list "--max_request_seconds" (toString $deadline) "--drain_delay" (include "gptj.drainDelay" .) "--grace_period" (include "gptj.serverGracePeriod" . | int | max 1 | toString) | toJson -}}
 {{- end }}
 
 {{/* Who may ask, and over which protocol. */}}
@@ -108,7 +108,7 @@ of the same Job resumes its results, and another benchmark never does.
 {{- define "gptj.benchmarkArgs" -}}
 {{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
 {{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) (include "gptj.strings" .Values.benchmark.extraArgs | fromJsonArray) -}}
-{{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" -}}
+{{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" "envFrom" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}
 {{- concat $args (list "--output" (printf "/mnt/models/benchmarks/%s-%s" (include "gptj.name" .) $hash) "--resume") | toJson -}}
 {{- end }}

@@ -20,6 +20,12 @@ Helm fills that list from the cluster when it talks to one, with groups ("batch/
 {{- $problems = append $problems "scaling.keda.enabled, and the cluster has no KEDA (keda.sh/v1alpha1): install KEDA, or set scaling.keda.enabled false" -}}
 {{- end -}}
 {{- end -}}
+{{- if and (eq (include "gptj.route" .root) "HTTPRoute") (not (has "gateway.networking.k8s.io/v1" .has)) -}}
+{{- $problems = append $problems "externalRoute.kind HTTPRoute, and the cluster has no Gateway API (gateway.networking.k8s.io/v1): install it with a gateway, https://gateway-api.sigs.k8s.io/, or set externalRoute.kind Ingress" -}}
+{{- end -}}
+{{- if and (eq (include "gptj.route" .root) "HTTPRoute") $values.externalRoute.httpRoute.inferencePool (not (has "inference.networking.k8s.io/v1" .has)) -}}
+{{- $problems = append $problems "externalRoute.httpRoute.inferencePool, and the cluster has no InferencePool (inference.networking.k8s.io/v1): install the Gateway API Inference Extension, https://gateway-api-inference-extension.sigs.k8s.io/, or leave the value empty" -}}
+{{- end -}}
 {{- if not (has "monitoring.coreos.com/v1" .has) -}}
 {{- range $name := list "podMonitor" "serviceMonitor" "prometheusRule" -}}
 {{- if (index $values $name).enabled -}}

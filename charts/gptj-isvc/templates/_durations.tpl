@@ -38,6 +38,15 @@ pod's own terminationGracePeriodSeconds.
 {{- end }}
 
 {{/*
+What of that time the server has. A preStop hook runs before the signal; of its kinds only a sleep says
+how long.
+*/}}
+{{- define "gptj.serverGracePeriod" -}}
+{{- $hook := dig "preStop" "sleep" "seconds" 0 .Values.lifecycle | int -}}
+{{- sub (include "gptj.gracePeriod" . | int) $hook -}}
+{{- end }}
+
+{{/*
 Seconds after that signal in which new requests are still served. Knative's queue proxy sends the
 signal on only after it has drained.
 */}}
@@ -47,6 +56,6 @@ signal on only after it has drained.
 {{- else if eq .Values.deploymentMode "Knative" -}}
 0
 {{- else -}}
-{{- min 10 (div (include "gptj.gracePeriod" . | int) 2) -}}
+{{- max 0 (min 10 (div (include "gptj.serverGracePeriod" . | int) 2)) -}}
 {{- end -}}
 {{- end }}

@@ -4,7 +4,7 @@ names all problems at once. Every other template here prints a JSON list of prob
 */}}
 {{- define "gptj.validate" -}}
 {{- $problems := list -}}
-{{- range list "name" "scaling" "modelCache" "timeouts" "access" "monitoring" "model" "benchmark" "knative" "annotations" "environment" -}}
+{{- range list "name" "scaling" "modelCache" "timeouts" "access" "route" "monitoring" "model" "benchmark" "mode" "metadata" "environment" -}}
 {{- $problems = concat $problems (include (printf "gptj.validate.%s" .) $ | fromJsonArray) -}}
 {{- end -}}
 {{- if $problems -}}
@@ -158,10 +158,13 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if and $knative (gt (int .Values.timeoutSeconds) 600) (not .Values.allow.longTimeout) -}}
 {{- $problems = append $problems (printf "timeoutSeconds %d: Knative's own limit is 600; set allow.longTimeout true if your cluster's max-revision-timeout-seconds is higher" (int .Values.timeoutSeconds)) -}}
 {{- end -}}
-{{- $grace := include "gptj.gracePeriod" . | int -}}
+{{- $grace := include "gptj.serverGracePeriod" . | int -}}
 {{- $delay := include "gptj.drainDelay" . -}}
 {{- if and (gt (float64 $delay) 0.0) (ge (float64 $delay) (float64 $grace)) -}}
 {{- $problems = append $problems (printf "drainDelaySeconds %s: less than the %d s of %s, or the replica is killed while it still takes requests" $delay $grace (ternary "timeoutSeconds" "terminationGracePeriodSeconds" $knative)) -}}
+{{- end -}}
+{{- if and .Values.lifecycle (lt $grace 1) -}}
+{{- $problems = append $problems (printf "lifecycle.preStop.sleep.seconds: shorter than the %s s of terminationGracePeriodSeconds, or the replica is killed before the server learns that it stops" (include "gptj.gracePeriod" .)) -}}
 {{- end -}}
 {{- $startup := include "gptj.startupSeconds" . | int -}}
 {{- $deadline := include "gptj.seconds" .Values.progressDeadline | int -}}
@@ -214,11 +217,15 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- toJson $problems -}}
 {{- end }}
 
-{{- define "gptj.validate.knative" -}}
+{{/* Values that only one deploymentMode has. */}}
+{{- define "gptj.validate.mode" -}}
 {{- $problems := list -}}
 {{- if eq .Values.deploymentMode "Knative" -}}
 {{- if .Values.deploymentStrategy -}}
 {{- $problems = append $problems "deploymentStrategy: only with deploymentMode Standard; Knative replaces revisions itself" -}}
+{{- end -}}
+{{- if .Values.lifecycle -}}
+{{- $problems = append $problems "lifecycle: only with deploymentMode Standard; Knative takes no hooks and has a preStop hook of its own" -}}
 {{- end -}}
 {{- $mounted := list -}}
 {{- range .Values.extraVolumeMounts }}{{ $mounted = append $mounted .name }}{{ end -}}
@@ -227,17 +234,26 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- $problems = append $problems (printf "extraVolumes %s: Knative refuses a volume without a mount; add it to extraVolumeMounts" .name) -}}
 {{- end -}}
 {{- end -}}
+{{- else if not (kindIs "invalid" .Values.canaryTrafficPercent) -}}
+{{- $problems = append $problems (printf "canaryTrafficPercent %d: only with deploymentMode Knative; KServe ignores it in Standard mode, and the new version would get all requests" (int .Values.canaryTrafficPercent)) -}}
 {{- end -}}
 {{- toJson $problems -}}
 {{- end }}
 
-{{/* Annotations that the chart sets from other values. */}}
-{{- define "gptj.validate.annotations" -}}
+{{/* Annotations that the chart sets from other values, and labels by which objects find the pods. */}}
+{{- define "gptj.validate.metadata" -}}
 {{- $problems := list -}}
 {{- $values := dict "serving.kserve.io/deploymentMode" "deploymentMode" "serving.kserve.io/autoscalerClass" "scaling.autoscalerClass" "serving.knative.dev/progress-deadline" "progressDeadline" "autoscaling.knative.dev/scale-to-zero-pod-retention-period" "scaling.scaleToZeroPodRetentionPeriod" "autoscaling.knative.dev/target-utilization-percentage" "scaling.targetUtilization" "storage.kserve.io/readonly" "cache.readOnly" -}}
-{{- range $key, $_ := .Values.annotations -}}
+{{- range $map := list "annotations" "podAnnotations" -}}
+{{- range $key, $_ := index $.Values $map -}}
 {{- if hasKey $values $key -}}
-{{- $problems = append $problems (printf "annotations %s: set %s instead" $key (get $values $key)) -}}
+{{- $problems = append $problems (printf "%s %s: set %s instead" $map $key (get $values $key)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $key, $_ := .Values.podLabels -}}
+{{- if has $key (list "app" "component" "serving.kserve.io/inferenceservice" "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component") -}}
+{{- $problems = append $problems (printf "podLabels %s: KServe or the chart sets it, and Services and policies find the pods by it" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson $problems -}}

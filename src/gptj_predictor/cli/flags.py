@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from gptj_predictor.cli.errors import SettingsError
 from gptj_predictor.settings.metadata import (
     Positional,
+    RequestOnly,
     Switch,
     allowed_values,
     default_in_words,
@@ -71,9 +72,15 @@ def add_flags(
     A flag is accepted with underscores and with hyphens. What is not given is missing from the
     result of parsing, so that the environment and the default have their turn.
     """
-    for name, field in settings.model_fields.items():
+    for name, field in flag_fields(settings).items():
         if name not in without:
             _add_flag(group, name, field)
+
+
+def flag_fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a settings class that have a flag."""
+    fields = settings.model_fields.items()
+    return {name: field for name, field in fields if marker(field, RequestOnly) is None}
 
 
 def _add_flag(group: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:

@@ -12,6 +12,7 @@ from gptj_predictor.cli.flags import (
     Commands,
     OneLineParser,
     add_flags,
+    flag_fields,
     read_given,
     validated,
 )
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 #: Every setting that a flag or a variable of ``serve`` may have.
 SERVE_SETTINGS = (
     *ServerSettings.model_fields,
-    *GenerationParameters.model_fields,
+    *flag_fields(GenerationParameters),
     "model_name",
 )
 
@@ -170,6 +171,7 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
         predictor = GPTJPredictor(
             name or wire_name(settings.model_id),
+            model_id=settings.model_id,
             defaults=fit_defaults(defaults, limits),
             limits=limits,
             requests=requests,

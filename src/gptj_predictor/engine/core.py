@@ -18,7 +18,7 @@ from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.request import Event
 from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
 from gptj_predictor.engine.scheduler import Scheduler, SequenceEvent
-from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
+from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus, StepResults
 from gptj_predictor.engine.stats import EngineStats, Meter
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
@@ -147,11 +147,11 @@ class EngineCore:
         """Refuse what could never run.
 
         Raises:
-            ValueError: the prompt is empty, or not shorter than ``max_length``, or that is beyond
-                the context.
+            ValueError: the prompt is empty, or longer than ``max_length``, or that is beyond the
+                context.
             RequestRefusedError: the sequence can never fit the KV cache.
         """
-        if not 0 < len(prompt_ids) < params.max_length <= self._info.max_context:
+        if not 0 < len(prompt_ids) <= params.max_length <= self._info.max_context:
             raise ValueError(
                 f"a prompt of {len(prompt_ids)} tokens with max_length {params.max_length} in a "
                 f"context of {self._info.max_context}"
@@ -202,10 +202,11 @@ class EngineCore:
         if self._overlap:
             launched, self._launched = self._launched, launched
         if launched is not None:
-            results: list[tuple[ScheduledChunk, int]] = []
+            results: StepResults | None = None
             with self._surviving(launched.chunks, events):
                 results = launched.wait()
-            events += self._scheduler.commit(results)
+            if results is not None:
+                events += self._scheduler.commit(results)
         if not self.has_work:
             self._launched = None
         self._measure(events, started)

@@ -126,7 +126,8 @@ class Engine:
         """Queue a prompt.
 
         Args:
-            prompt_ids: At least one token and fewer than ``params.max_length``.
+            prompt_ids: At least one token and at most ``params.max_length``. If it is as long as
+                that, the sequence ends without a token, once its prompt is computed.
             params: How to choose tokens and when to end.
             sink: Told of every new token and of the end, from the engine's thread.
             caller: Whose turn the prompt takes in the queue.

@@ -13,8 +13,8 @@ class FinishReason(enum.StrEnum):
     EOS = "eos_token"
     LENGTH = "length"
     ERROR = "error"
+    STOP_SEQUENCE = "stop_sequence"  # one of its stop_token_ids; also as the others below
     # What whoever submitted it may say when it ends the sequence:
-    STOP_SEQUENCE = "stop_sequence"
     DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
     CANCELLED = "cancelled"
@@ -31,6 +31,15 @@ class Failure(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was, before any processor; natural logarithms of probabilities."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest token ids and theirs, the likeliest first
+
+
+@dataclass(frozen=True)
 class Event:
     """One step's news of one sequence."""
 
@@ -39,6 +48,10 @@ class Event:
     failure: Failure | None = None  # only with FinishReason.ERROR
     error: str | None = None  # the same for a log
     is_scheduled: bool = False  # it has its first place in the batch; nothing else is set then
+    logprobs: TokenLogprobs | None = None  # the new token's, if the sequence asks
+    #: The prompt's from its second token on, if the sequence asks: with its first new token, or
+    #: with its end if it is to have none. One that ends before its prompt is computed has none.
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 @dataclass(frozen=True)

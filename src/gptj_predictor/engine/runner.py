@@ -11,7 +11,9 @@ import torch
 from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.batch import Batch
 from gptj_predictor.engine.graphs import Capture, DecodeGraphs
-from gptj_predictor.engine.sequence import ScheduledChunk
+from gptj_predictor.engine.request import TokenLogprobs
+from gptj_predictor.engine.sequence import ScheduledChunk, StepResults
+from gptj_predictor.engine.step_logprobs import RawLogits, StepLogprobs, score_prompts
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
@@ -24,17 +26,29 @@ class LaunchedStep:
 
     chunks: list[ScheduledChunk]
     tokens: torch.Tensor  # [N] int64 on the host, one for each chunk that samples
-    done: torch.cuda.Event | None  # when tokens are there; none if they are
+    logprobs: StepLogprobs | None  # of these, on the host
+    prompt_logprobs: StepLogprobs | None
+    done: torch.cuda.Event | None  # when all that is there; none if it is
 
-    def wait(self) -> list[tuple[ScheduledChunk, int]]:
-        """The chunks that sample and their new tokens, -1 where no logit was finite.
+    def wait(self) -> StepResults:
+        """What has come of the step.
 
         Raises:
             RuntimeError: the device could not compute the step.
         """
         if self.done is not None:
             self.done.synchronize()
-        return list(zip(_sampling(self.chunks), self.tokens.tolist(), strict=True))
+        sampling = _sampling(self.chunks)
+        return StepResults(
+            tokens=list(zip(sampling, self.tokens.tolist(), strict=True)),
+            completed=[chunk for chunk in self.chunks if chunk.completes],
+            logprobs={chunk.sequence: one for chunk, [one] in _read(self.logprobs)},
+            prompt_logprobs=_read(self.prompt_logprobs),
+        )
+
+
+def _read(logprobs: StepLogprobs | None) -> list[tuple[ScheduledChunk, list[TokenLogprobs]]]:
+    return [] if logprobs is None else logprobs.read()
 
 
 class ModelRunner:
@@ -86,21 +100,29 @@ class ModelRunner:
         """
         self._upload_new_sequences(chunks)
         batch = Batch.build(chunks, self._cache.page_size, self._max_pages)
+        prompt_logprobs = None
         if not all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks):
+            batch = batch.upload(self.device)
+            hidden = self._hidden_states(batch, chunks)
+            prompt_logprobs = score_prompts(
+                chunks, batch, self._token_table, hidden, self._network.logits
+            )
             ends = np.cumsum([chunk.num_tokens for chunk in chunks]) - 1
             sampled = upload(ends[[chunk.samples for chunk in chunks]], self.device)
-            logits = self._forward(batch.upload(self.device), chunks, sampled)
+            logits = self._network.logits(hidden[sampled])
         elif self._graphs is not None:
             logits = self._graphs.replay(batch.pin(self.device))
         else:
             logits = self._forward(batch.upload(self.device), chunks)
-        tokens = self._sample(logits, _sampling(chunks))
+        tokens, logprobs = self._sample(logits, _sampling(chunks))
         if self.device.type != "cuda":
-            return LaunchedStep(chunks, tokens, None)
+            return LaunchedStep(chunks, tokens, logprobs, prompt_logprobs, None)
         done = torch.cuda.Event()
         tokens = tokens.to("cpu", non_blocking=True)
+        logprobs = logprobs and logprobs.to_host()
+        prompt_logprobs = prompt_logprobs and prompt_logprobs.to_host()
         done.record()
-        return LaunchedStep(chunks, tokens, done)
+        return LaunchedStep(chunks, tokens, logprobs, prompt_logprobs, done)
 
     def _upload_new_sequences(self, chunks: list[ScheduledChunk]) -> None:
         """Bring the known tokens of sequences that have just joined the batch to the device."""
@@ -111,22 +133,20 @@ class ModelRunner:
                 self._token_table[chunk.batch_index, : len(tokens)] = tokens
                 self._residents[chunk.batch_index] = resident
 
-    def _forward(
-        self,
-        batch: Batch,
-        chunks: Sequence[ScheduledChunk] = (),
-        sampled: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Run the network.
+    def _forward(self, batch: Batch, chunks: Sequence[ScheduledChunk] = ()) -> torch.Tensor:
+        """Logits ``[T, vocabulary]`` of T decoding sequences; see :meth:`_hidden_states`."""
+        return self._network.logits(self._hidden_states(batch, chunks))
+
+    def _hidden_states(self, batch: Batch, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
+        """Run the network up to its last layer.
 
         Args:
             batch: On the device. If all its tokens decode, nothing else on the device matters, so
                 that a CUDA graph can repeat it.
             chunks: What the batch was built from, for attention that cannot read page tables.
-            sampled: ``[N]`` int64, which of the T tokens to give logits for; all if ``None``.
 
         Returns:
-            Logits ``[N, vocabulary]``.
+            ``[T, H]``.
         """
         num_decodes = batch.page_tables.shape[0]
         step = StepInputs(
@@ -141,20 +161,26 @@ class ModelRunner:
                 for chunk in chunks[num_decodes:]
             ],
         )
-        return self._network(step, self._cache, sampled)
+        return self._network.hidden_states(step, self._cache)
 
-    def _sample(self, logits: torch.Tensor, chunks: list[ScheduledChunk]) -> torch.Tensor:
+    def _sample(
+        self, logits: torch.Tensor, chunks: list[ScheduledChunk]
+    ) -> tuple[torch.Tensor, StepLogprobs | None]:
         if not chunks:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64), None
+        raw = RawLogits(logits, chunks)
         lengths = np.array([chunk.end for chunk in chunks], dtype=np.int64)
         indices = np.array([chunk.batch_index for chunk in chunks], dtype=np.int64)
         # Where the new tokens go in the table.
         places = upload(np.stack([indices, lengths]), self.device)
         params = [chunk.sequence.params for chunk in chunks]
-        tokens = self._sampler.sample(logits, params, lengths, self._token_table, places)
+        prompt_lengths = [chunk.sequence.num_prompt_tokens for chunk in chunks]
+        tokens = self._sampler.sample(
+            logits, params, lengths, prompt_lengths, self._token_table, places
+        )
         # A failed sequence ends; until then its token must be one that can be looked up.
         self._token_table[places[0], places[1]] = tokens.clamp(min=0)
-        return tokens
+        return tokens, raw.logprobs(tokens)
 
 
 def _sampling(chunks: list[ScheduledChunk]) -> list[ScheduledChunk]:

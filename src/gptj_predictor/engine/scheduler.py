@@ -19,21 +19,30 @@ accepted fits the cache alone. So the oldest always ends, and then there is a ne
 
 from __future__ import annotations
 
+import math
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from operator import attrgetter
 
 from gptj_predictor.engine.page_allocator import PageAllocator, PageTable
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCache
-from gptj_predictor.engine.request import Event, Failure, FinishReason, RequestRefusedError
-from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus
+from gptj_predictor.engine.request import (
+    Event,
+    Failure,
+    FinishReason,
+    RequestRefusedError,
+    TokenLogprobs,
+)
+from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceStatus, StepResults
 from gptj_predictor.engine.waiting_queue import WaitingQueue
 
 _by_number = attrgetter("number")
 
 #: Waiting sequences that one step looks at, so that a long queue does not make it slow.
 MAX_CANDIDATES = 1024
+
+NOT_FINITE = "the network gave no finite logits"
 
 #: A sequence and what happened to it.
 SequenceEvent = tuple[Sequence, Event]
@@ -94,16 +103,28 @@ class Scheduler:
         in_order = sorted(counts.items(), key=lambda item: item[1] > 1)
         return [self._chunk(sequence, count) for sequence, count in in_order]
 
-    def commit(self, results: Iterable[tuple[ScheduledChunk, int]]) -> list[SequenceEvent]:
-        """Take the tokens of a step (:meth:`LaunchedStep.wait`), and remove what ends with them.
+    def commit(self, results: StepResults) -> list[SequenceEvent]:
+        """Take what a step gave (:meth:`LaunchedStep.wait`), and remove what ends with it.
 
         Sequences that have left the batch since the step was scheduled are skipped.
         """
-        return [
-            (chunk.sequence, self._commit_token(chunk.sequence, token_id))
-            for chunk, token_id in results
+        events = [
+            (chunk.sequence, event)
+            for chunk, scored in results.prompt_logprobs
+            if chunk.is_current and (event := self._commit_scored(chunk, scored)) is not None
+        ]
+        logprobs = results.logprobs
+        events += [
+            (chunk.sequence, self._commit_token(chunk.sequence, token_id, logprobs))
+            for chunk, token_id in results.tokens
             if chunk.is_current
         ]
+        events += [
+            (chunk.sequence, self._commit_prompt(chunk.sequence))
+            for chunk in results.completed
+            if chunk.is_current
+        ]
+        return events
 
     def fail(self, chunks: Iterable[ScheduledChunk], error: str) -> list[SequenceEvent]:
         """Remove the sequences of a failed step; what it wrote to the cache is not to be shared."""
@@ -160,34 +181,57 @@ class Scheduler:
 
     def _chunk(self, sequence: Sequence, count: int) -> ScheduledChunk:
         assert sequence.page_table is not None
+        is_last = count == sequence.num_pending_tokens
         chunk = ScheduledChunk(
             sequence=sequence,
             batch_index=sequence.batch_index,
             page_table=sequence.page_table,
             start=sequence.num_cached_tokens,
             num_tokens=count,
-            samples=count == sequence.num_pending_tokens,
+            samples=is_last and not sequence.is_prompt_only,
+            completes=is_last and sequence.is_prompt_only,
             epoch=sequence.epoch,
         )
         sequence.num_cached_tokens += count
         sequence.num_in_flight += chunk.samples
         return chunk
 
-    def _commit_token(self, sequence: Sequence, token_id: int) -> Event:
+    def _commit_scored(self, chunk: ScheduledChunk, scored: list[TokenLogprobs]) -> Event | None:
+        """Keep a chunk's log-probabilities; the end of its sequence if they are no numbers."""
+        if any(math.isnan(one.logprob) for one in scored):
+            return self._end(chunk.sequence, Failure.NOT_FINITE, NOT_FINITE)
+        known = chunk.sequence.prompt_logprobs
+        assert known is not None
+        known[chunk.start :] = scored
+        return None
+
+    def _commit_token(
+        self, sequence: Sequence, token_id: int, logprobs: Mapping[Sequence, TokenLogprobs]
+    ) -> Event:
         sequence.num_in_flight -= 1
         if token_id < 0:
-            return self._end(sequence, Failure.NOT_FINITE, "the network gave no finite logits")
+            return self._end(sequence, Failure.NOT_FINITE, NOT_FINITE)
         sequence.token_ids.append(token_id)
         self.num_generated_tokens += 1
         self._insert_prefix(sequence, sequence.num_cached_tokens)
-        reason = None
-        if token_id in self._eos_token_ids:
+        prompt_logprobs = sequence.take_prompt_logprobs()
+        reason, params = None, sequence.params
+        if token_id in self._eos_token_ids and not params.ignore_eos:
             reason = FinishReason.EOS
-        elif len(sequence.token_ids) >= sequence.params.max_length:
+        elif token_id in params.stop_token_ids:
+            reason = FinishReason.STOP_SEQUENCE
+        elif len(sequence.token_ids) >= params.max_length:
             reason = FinishReason.LENGTH
         if reason is not None:
             self.remove(sequence)
-        return Event(token_id, reason)
+        return Event(
+            token_id, reason, logprobs=logprobs.get(sequence), prompt_logprobs=prompt_logprobs
+        )
+
+    def _commit_prompt(self, sequence: Sequence) -> Event:
+        prompt_logprobs = sequence.take_prompt_logprobs()
+        self.remove(sequence)
+        return Event(finish_reason=FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
 
     def _end(self, sequence: Sequence, failure: Failure, error: str) -> Event:
         self.remove(sequence)
@@ -262,6 +306,8 @@ class Scheduler:
 
         What it computes in this step is in the prefix cache already.
         """
+        if sequence.prompt_logprobs is not None:
+            return False
         size = self.allocator.page_size
         for other in self.running:
             done = other.num_cached_tokens + counts.get(other, 0)
@@ -278,7 +324,9 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence its place and the pages for its tokens, or leave it waiting."""
         allocator, table = self.allocator, PageTable(self.allocator.page_size, self._max_pages)
-        prefix = self.prefix_cache.lookup(sequence.token_ids, table)
+        prefix = ROOT
+        if sequence.prompt_logprobs is None:  # else the network must see every token
+            prefix = self.prefix_cache.lookup(sequence.token_ids, table)
         # One page for each that runs, so that they do not take these pages back at once.
         spare = len(self.running)
         wanted = allocator.pages_for(sequence.num_tokens) - len(table.pages)
@@ -316,4 +364,6 @@ class Scheduler:
         sequence.page_table = None
         sequence.prefix = ROOT
         sequence.num_cached_tokens = sequence.num_in_flight = 0
+        if sequence.prompt_logprobs is not None:
+            sequence.prompt_logprobs.clear()
         sequence.epoch += 1

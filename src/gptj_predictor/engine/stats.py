@@ -88,7 +88,7 @@ class EngineStats:
     used_pages: int  # that sequences hold
     free_pages: int  # that can be handed out, those of the prefix cache included
     num_steps: int
-    num_prompt_tokens: int  # of the sequences that got their first token
+    num_prompt_tokens: int  # of the sequences whose prompt was computed
     num_generated_tokens: int
     num_preemptions: (
         int  # how often a sequence lost its place: to an older one, or as memory ran out
@@ -174,6 +174,8 @@ class Meter:
         if event.finish_reason in (FinishReason.CANCELLED, FinishReason.ERROR):
             return
         at = sequence.timeline
+        if sequence.is_prompt_only and event.finish_reason is FinishReason.LENGTH:
+            self.num_prompt_tokens += at.num_prompt_tokens
         self.end_to_end_seconds.observe(now - at.submitted)
         self.prompt_tokens.observe(at.num_prompt_tokens)
         self.generated_tokens.observe(at.num_generated_tokens)

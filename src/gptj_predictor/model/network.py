@@ -118,19 +118,15 @@ class GPTJNetwork:
         return self.config.n_embd // self.config.n_head
 
     @torch.inference_mode()
-    def __call__(
-        self, step: StepInputs, cache: PagedKVCache, rows: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Run one step.
+    def hidden_states(self, step: StepInputs, cache: PagedKVCache) -> torch.Tensor:
+        """Run one step through all layers.
 
         Args:
             step: T new tokens, on any device.
             cache: Where their keys and values go and where earlier ones lie.
-            rows: ``[N]`` int64, which of the T tokens to give logits for; all of them if ``None``.
 
         Returns:
-            Logits ``[N, vocabulary]`` in fp32, as transformers' ``generate`` processes them, on the
-            head's device.
+            ``[T, H]`` for :meth:`logits`, on the head's device.
         """
         hidden = functional.embedding(step.token_ids.to(self.placement.embedding), self._embedding)
         here = None
@@ -140,9 +136,15 @@ class GPTJNetwork:
                 hidden, step = hidden.to(here), step.to(here)
                 rotations = self._rotations[here][step.positions]
             hidden = layer(hidden, rotations, cache.layer(index), step, self.attentions[here])
-        hidden = hidden.to(self.placement.head)
-        if rows is not None:
-            hidden = hidden[rows.to(hidden.device)]
+        return hidden.to(self.placement.head)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """From N rows of :meth:`hidden_states` to the logits of the tokens after them.
+
+        Returns:
+            ``[N, vocabulary]`` in fp32, as transformers' ``generate`` processes them.
+        """
         if not hidden.shape[0]:
             return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         return self._head(self._norm(hidden)).float()

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NoReturn
 
-import grpc
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gptj_predictor.server.api_keys import ApiKeys
 from gptj_predictor.server.callers import CALLER, ForwardedFor
+from gptj_predictor.server.error_body import error_body
 from gptj_predictor.server.middleware import header, note_refusal, refusal_reason
-
-logger = logging.getLogger(__name__)
+from gptj_predictor.server.protocol import GRPC_PROBES
 
 #: Probes are answered without a key: a kubelet has none.
 OPEN_PATHS = re.compile(r"/|/health|/v2/health/[^/]+|/v1/models/[^/:]+|/v2/models/[^/]+/ready")
-OPEN_METHODS = frozenset(
-    f"/inference.GRPCInferenceService/{name}"
-    for name in ("ServerLive", "ServerReady", "ModelReady")
-)
 
 NO_KEY = "no API key; send the header Authorization: Bearer KEY"
 UNKNOWN_KEY = "the API key is unknown"
@@ -64,9 +56,9 @@ class Access:
 
     def is_open(self, scope: Scope) -> bool:
         """Whether a request is answered without a key."""
-        if scope["method"] not in ("GET", "HEAD"):
-            return False
         path = scope["path"]
+        if scope["method"] not in ("GET", "HEAD"):
+            return GRPC_PROBES.fullmatch(path) is not None
         return OPEN_PATHS.fullmatch(path) is not None or (self.open_metrics and path == "/metrics")
 
     def guard(self, app: ASGIApp) -> ASGIApp:
@@ -76,10 +68,6 @@ class Access:
     @cached_property
     def _forwarded(self) -> ForwardedFor | None:
         return ForwardedFor(self.proxies) if self.proxies else None
-
-    def interceptors(self) -> tuple[grpc.aio.ServerInterceptor, ...]:
-        """The same for gRPC."""
-        return () if self.keys is None else (KeyInterceptor(self.keys),)
 
 
 class Guard:
@@ -97,40 +85,10 @@ class Guard:
         text = UNKNOWN_KEY if _authorization(scope) else NO_KEY
         refusal_reason(scope, text)
         note_refusal(scope, "unauthenticated")
-        refusal = JSONResponse({"error": text}, 401, {"WWW-Authenticate": "Bearer"})
+        body = error_body(scope["path"], 401, text)
+        refusal = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
-
-
-class KeyInterceptor(grpc.aio.ServerInterceptor):
-    """Answers UNAUTHENTICATED to a gRPC call without a key, before its message is read."""
-
-    def __init__(self, keys: ApiKeys) -> None:
-        self._keys = keys
-
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        """Handle one call; see gRPC."""
-        method = handler_call_details.method
-        authorization = _grpc_authorization(handler_call_details)
-        if method in OPEN_METHODS or self._keys.caller(authorization) is not None:
-            return await continuation(handler_call_details)
-        text = UNKNOWN_KEY if authorization else NO_KEY
-        logger.warning("gRPC %r UNAUTHENTICATED error=%r", method[:200], text)
-
-        async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> NoReturn:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, text)
-
-        # A handler of streamed requests is called before there is a message.
-        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _authorization(scope: Scope) -> str:
     return header(scope, b"authorization", b"").decode("latin-1")
-
-
-def _grpc_authorization(details: grpc.HandlerCallDetails) -> str:
-    values = [value for key, value in details.invocation_metadata or () if key == "authorization"]
-    return values[-1] if values and isinstance(values[-1], str) else ""

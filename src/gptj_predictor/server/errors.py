@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grpc_interceptor.exceptions import PermissionDenied, Unimplemented
+from grpc_interceptor.exceptions import NotFound, PermissionDenied, Unimplemented
 from kserve.errors import (
     InvalidInput,
     ModelNotFound,
@@ -19,13 +19,22 @@ from starlette.responses import JSONResponse
 
 from gptj_predictor.engine.request import EngineDeadError, FinishReason
 from gptj_predictor.server.admission import QueueFullError
-from gptj_predictor.server.generation_call import EndedEarlyError, OutOfMemoryError
+from gptj_predictor.server.error_body import (
+    CONTEXT_LENGTH_EXCEEDED,
+    MODEL_NOT_FOUND,
+    error_body,
+)
+from gptj_predictor.server.generation_call import (
+    EndedEarlyError,
+    OutOfMemoryError,
+    PromptTooLongError,
+)
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, note_refusal, refusal_reason
 
 _STATUS = {
     InvalidInput: 400,
     PermissionDenied: 403,
-    ModelNotFound: 404,
+    NotFound: 404,
     Unimplemented: 501,
 }
 
@@ -49,12 +58,14 @@ class Problem:
         text: One line.
         refusal: Its kind in one word, for whoever counts; see ``note_refusal``.
         retry_after: Seconds until another try may do; ``None`` if none will.
+        code: OpenAI's word for it, where the status is not enough.
     """
 
     status: int
     text: str
     refusal: str | None = None
     retry_after: int | None = None
+    code: str | None = None
 
 
 def problem_of(error: Exception) -> Problem:
@@ -79,6 +90,10 @@ def problem_of(error: Exception) -> Problem:
             problem = _unavailable(text, "out_of_memory")
         case QueueFullError():
             problem = Problem(429, text, error.refusal, error.retry_after)
+        case PromptTooLongError():
+            problem = Problem(400, text, code=CONTEXT_LENGTH_EXCEEDED)
+        case ModelNotFound():
+            problem = Problem(404, text, code=MODEL_NOT_FOUND)
         case ModelNotReady() | ServerNotLive() | ServerNotReady():
             problem = _unavailable(text, "not_ready")
         case _:
@@ -96,7 +111,7 @@ def _unavailable(text: str, refusal: str | None) -> Problem:
 #: ``RequestLog`` is to see too.
 KNOWN = (
     *_STATUS,
-    *(ModelNotReady, ServerNotLive, ServerNotReady),
+    *(ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady),
     *(EngineDeadError, QueueFullError, OutOfMemoryError, EndedEarlyError),
 )
 
@@ -115,7 +130,7 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     if problem.refusal is not None:
         note_refusal(request.scope, problem.refusal)
     headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
-    return _response(request, problem.status, problem.text, headers)
+    return _response(request, problem.status, problem.text, headers, problem.code)
 
 
 async def _answer_http(request: Request, error: Exception) -> JSONResponse:
@@ -129,6 +144,9 @@ async def _answer_http(request: Request, error: Exception) -> JSONResponse:
     return _response(request, error.status_code, detail, dict(error.headers or {}))
 
 
-def _response(request: Request, status: int, text: str, headers: dict[str, str]) -> JSONResponse:
+def _response(
+    request: Request, status: int, text: str, headers: dict[str, str], code: str | None = None
+) -> JSONResponse:
     refusal_reason(request.scope, text)
-    return JSONResponse({"error": text}, status_code=status, headers=headers)
+    body = error_body(request.url.path, status, text, code)
+    return JSONResponse(body, status_code=status, headers=headers)

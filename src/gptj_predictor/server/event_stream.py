@@ -31,6 +31,11 @@ def event(data: object) -> bytes:
     return b"data: " + orjson.dumps(data) + b"\n\n"
 
 
+def error_event(problem: Problem) -> bytes:
+    """The last event of a stream that fails, in most protocols."""
+    return event({"error": problem.text})
+
+
 class EventStream(Response):
     """Sends events as they come; each waits until the one before has been taken.
 

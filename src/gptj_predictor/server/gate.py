@@ -11,7 +11,7 @@ from gptj_predictor.server.callers import caller_of
 from gptj_predictor.server.drain import Drain, Phase
 from gptj_predictor.server.http_requests import timeout_seconds
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, refuse
-from gptj_predictor.server.protocol import protocol_of
+from gptj_predictor.server.protocol import GRPC_PROBES, protocol_of
 
 
 class Gate:
@@ -27,7 +27,8 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        is_work = scope["type"] == "http" and scope["method"] == "POST"
+        if not is_work or GRPC_PROBES.fullmatch(scope["path"]) is not None:
             await self._app(scope, receive, send)
             return
         if self._drain.phase is Phase.REFUSING:

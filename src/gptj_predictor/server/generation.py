@@ -17,6 +17,8 @@ from gptj_predictor.server.generation_call import (
     GenerationCall,
     GenerationRequest,
     Piece,
+    Prompt,
+    PromptTooLongError,
     TokenizedPrompt,
 )
 from gptj_predictor.server.text_stream import EventRelay, TextStream
@@ -29,7 +31,7 @@ class TextGenerator:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
         self.engine = engine
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._relay: EventRelay | None = None
 
     async def tokenize(self, call: GenerationCall) -> list[TokenizedPrompt]:
@@ -48,14 +50,15 @@ class TextGenerator:
         parameters, names = request.parameters, request.names
         lengths, context = parameters.lengths, self.engine.info().max_context
         tokenized = []
-        for number, text in enumerate(request.prompts):
-            token_ids = self._tokenizer.encode(text) or [self._begin_of_text(request)]
+        for number, prompt in enumerate(request.prompts):
+            token_ids = self._token_ids(prompt) or [self._begin_of_text(request)]
             try:
                 totals = lengths.totals(
                     len(token_ids), context, names.prompt(number), names.parameter
                 )
             except LengthError as error:
-                raise InvalidInput(names.explain(error)) from None
+                kind = PromptTooLongError if error.parameter is None else InvalidInput
+                raise kind(names.explain(error)) from None
             # Without a seed every prompt draws its own, or equal prompts would get equal texts.
             seed = parameters.seed if parameters.seed is not None else secrets.randbits(63)
             params = tuple(
@@ -67,14 +70,26 @@ class TextGenerator:
                     top_p=parameters.top_p,
                     repetition_penalty=parameters.repetition_penalty,
                     seed=(seed + index) % 2**63,
+                    min_p=parameters.min_p,
+                    typical_p=parameters.typical_p,
+                    presence_penalty=parameters.presence_penalty,
+                    frequency_penalty=parameters.frequency_penalty,
+                    logit_bias=tuple((parameters.logit_bias or {}).items()),
+                    stop_token_ids=tuple(parameters.stop_token_ids or ()),
+                    ignore_eos=parameters.ignore_eos,
+                    logprobs=parameters.logprobs,
                 )
                 for index in range(parameters.num_return_sequences)
             )
+            text = prompt if isinstance(prompt, str) else self.tokenizer.decode(prompt)
             tokenized.append(TokenizedPrompt(text, token_ids, params))
         return tokenized
 
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
     def _begin_of_text(self, request: GenerationRequest) -> int:
-        token_id = self._tokenizer.bos_token_id
+        token_id = self.tokenizer.bos_token_id
         if token_id is None:
             raise InvalidInput(
                 f"{request.names.prompts}: an empty prompt; this model has no begin-of-text token"
@@ -122,10 +137,10 @@ class TextGenerator:
         assert self._relay is not None
         return TextStream(
             place,
-            Detokenizer(self._tokenizer, stop),
+            Detokenizer(self.tokenizer, stop),
             generation.call.active,
             self._relay,
-            num_prompt_tokens=len(prompt.token_ids),
+            prompt=prompt,
             seed=params.seed,
             reads_along=request.stream or bool(stop),
             on_news=generation.note,
@@ -138,7 +153,7 @@ class Generation:
     def __init__(self, prompts: Sequence[TokenizedPrompt], call: GenerationCall) -> None:
         """None of the prompts' sequences has begun; see :meth:`add`."""
         self.call = call
-        self._prompts = prompts
+        self.prompts = prompts
         self._streams: list[TextStream] = []
         self._has_news = asyncio.Event()
         self._with_news: dict[TextStream, None] = {}
@@ -194,7 +209,7 @@ class Generation:
             raise EndedEarlyError(ended)
         self.call.texts.extend(texts)
         rest = iter(texts)
-        return [[next(rest) for _ in prompt.params] for prompt in self._prompts]
+        return [[next(rest) for _ in prompt.params] for prompt in self.prompts]
 
     async def pieces(self, idle_seconds: float) -> AsyncIterator[list[Piece]]:
         """What comes, until all sequences have ended or one has failed, which :meth:`texts` raises.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from kserve.errors import InvalidInput
+
 from gptj_predictor.engine.engine import Handle
-from gptj_predictor.engine.request import FinishReason, Timeline
+from gptj_predictor.engine.request import FinishReason, Timeline, TokenLogprobs
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.server.active_requests import ActiveRequest
 from gptj_predictor.settings import GenerationParameters, LengthError
@@ -18,17 +20,19 @@ class FieldNames:
 
     Attributes:
         prompts: The list of prompts.
+        is_list: Whether it is one; else it is the one prompt.
         parameters: What stands before a parameter's name.
         renamed: Parameters that have another name there than in ``GenerationParameters``.
     """
 
     prompts: str = "instances"
+    is_list: bool = True
     parameters: str = "parameters."
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def prompt(self, number: int) -> str:
         """One prompt."""
-        return f"{self.prompts}[{number}]"
+        return f"{self.prompts}[{number}]" if self.is_list else self.prompts
 
     def parameter(self, name: str) -> str:
         """One parameter, without what stands before it."""
@@ -41,19 +45,23 @@ class FieldNames:
         return f"{self.parameters}{self.parameter(error.parameter)}: {error}"
 
 
+#: A text, or its tokens.
+Prompt = str | tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """What every protocol's request becomes.
 
     Attributes:
-        prompts: One text per instance.
+        prompts: One per instance; token ids are below the vocabulary's size.
         parameters: What the client gave, over the server's defaults; ``model_fields_set`` has the
             names of those that the client gave.
         stream: Whether the client wants each piece of text as it comes.
         names: For errors.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     parameters: GenerationParameters
     stream: bool = False
     names: FieldNames = FieldNames()
@@ -85,9 +93,17 @@ class GenerationCall:
 class TokenizedPrompt:
     """One instance, ready for the engine: ``params`` differ between its sequences in the seed."""
 
-    text: str
+    text: str  # spelled from its tokens if these were given
     token_ids: list[int]
     params: tuple[SamplingParams, ...]
+
+
+@dataclass(frozen=True)
+class GeneratedToken:
+    """One token of a text whose log-probabilities were asked for."""
+
+    start: int  # where it begins in the text, in characters; within a character where that does
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True)
@@ -99,6 +115,11 @@ class GeneratedText:
     num_generated_tokens: int  # that the text was made of
     seed: int
     timeline: Timeline
+    prompt: TokenizedPrompt
+    #: If log-probabilities were asked for; what a stop string cut away has none.
+    tokens: tuple[GeneratedToken, ...] = ()
+    #: Of the prompt's tokens from the second on, if they were asked for.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +129,14 @@ class Piece:
     instance: int  # the prompt's number
     sequence: int  # among those of the prompt
     text: str
+    tokens: tuple[GeneratedToken, ...]  # those that begin in what has come by now
     end: GeneratedText | None  # the whole, with the last piece
+    #: With the first piece, if they were asked for; see :class:`GeneratedText`.
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+class PromptTooLongError(InvalidInput):
+    """A prompt leaves no room for what is asked for."""
 
 
 class GenerationFailedError(RuntimeError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kserve.errors import ServerNotLive
 from kserve.model_repository import ModelRepository
 from kserve.protocol.dataplane import DataPlane
@@ -9,6 +11,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from gptj_predictor.server.errors import RepositoryClosedError
 from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.tensors import EXTENSIONS, MODEL_VERSION
 
 
 class TruthfulDataPlane(DataPlane):
@@ -31,6 +34,19 @@ class TruthfulDataPlane(DataPlane):
         if not self._predictor.alive:
             raise ServerNotLive()
         return {"status": "alive"}
+
+    def metadata(self) -> dict[str, Any]:
+        """The server, with the protocol's extensions that it has: it loads no models."""
+        return super().metadata() | {"extensions": list(EXTENSIONS)}
+
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        """The model, with its one version.
+
+        Raises:
+            ModelNotFound: it is another one.
+        """
+        found = await super().model_metadata(model_name)
+        return found | {"versions": [MODEL_VERSION]}
 
 
 class ClosedRepository(ModelRepositoryExtension):

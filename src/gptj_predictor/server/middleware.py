@@ -16,6 +16,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptj_predictor.server.callers import CALLER, caller_of
+from gptj_predictor.server.error_body import error_body
+from gptj_predictor.server.protocol import GRPC_PROBES
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,9 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 #: Probes and scrapes come every few seconds; they are logged only on a failure.
-QUIET_PATHS = re.compile(r"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+")
+QUIET_PATHS = re.compile(
+    rf"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|{GRPC_PROBES.pattern}"
+)
 
 #: Seconds that a client is told to wait where nothing better is known.
 RETRY_AFTER_SECONDS = 5
@@ -71,7 +75,9 @@ def refusal_reason(scope: Scope, reason: str) -> None:
 
 
 def note_texts(
-    scope: Scope, prompts: Sequence[str], texts: Sequence[Sequence[str]] | None = None
+    scope: Scope,
+    prompts: Sequence[str | Sequence[int]],
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> None:
     """Leave prompts, and their texts once there are some, for the log: see ``--log_prompts``."""
     scope[_TEXTS] = {"prompts": prompts, "texts": texts}
@@ -125,7 +131,7 @@ def refusal_answer(
     """
     refusal_reason(scope, text)
     note_refusal(scope, refusal)
-    body = orjson.dumps({"error": text})
+    body = orjson.dumps(error_body(scope["path"], status, text))
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
@@ -206,14 +212,14 @@ class RequestLog:
         except ClientDisconnect:
             note_refusal(scope, CLIENT_GONE)
         except Exception:
-            request_id = _request_id(scope)
+            request_id = request_id_of(scope)
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             status = 499 if refusal_of(scope) == CLIENT_GONE else status_of(scope) or 500
             log_request(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.
-                fields = {"message": "prompts and texts", "request_id": _request_id(scope)}
+                fields = {"message": "prompts and texts", "request_id": request_id_of(scope)}
                 logger.info(fields | scope[_TEXTS])
 
 
@@ -235,7 +241,7 @@ def log_request(scope: Scope, status: int, seconds: float) -> None:
         "path": path[:200],
         "status": status,
         "milliseconds": round(seconds * 1000, 1),
-        "request_id": _request_id(scope),
+        "request_id": request_id_of(scope),
         "caller": caller_of(scope),
     } | ({"error": reason} if reason else {})
     logger.log(
@@ -309,7 +315,8 @@ def set_request_id(scope: Scope) -> str:
     return request_id
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
+    """A request's id, once :class:`RequestId` has seen it."""
     return header(scope, b"x-request-id", b"").decode()
 
 

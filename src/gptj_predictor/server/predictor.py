@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import time
 from collections.abc import Callable
+from typing import Any
 
 import kserve
 from grpc_interceptor.exceptions import Unimplemented
 from kserve.errors import ModelNotReady
 
+from gptj_predictor import __version__
 from gptj_predictor.common.threads import in_daemon_thread
 from gptj_predictor.engine.core import EngineInfo
 from gptj_predictor.engine.request import FinishReason
@@ -18,7 +22,9 @@ from gptj_predictor.server.active_requests import ActiveRequests
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.generation import Generation, TextGenerator
 from gptj_predictor.server.generation_call import GeneratedText, GenerationCall, TokenizedPrompt
-from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.server.tensors import OUTPUTS, PROMPT
+from gptj_predictor.settings import GenerationParameters, Limits, wire_name
+from gptj_predictor.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ class GPTJPredictor(kserve.Model):
         self,
         name: str,
         *,
+        model_id: str,
         defaults: GenerationParameters,
         limits: Limits,
         requests: ActiveRequests,
@@ -43,6 +50,7 @@ class GPTJPredictor(kserve.Model):
 
         Args:
             name: The model's name in URLs.
+            model_id: Its id on the hub, which some clients call it.
             defaults: What a request does not say.
             limits: What a request may ask for.
             requests: Those that the server is working on.
@@ -51,13 +59,24 @@ class GPTJPredictor(kserve.Model):
         """
         super().__init__(name)
         self.engine = True  # tells kserve to run start_engine beside the servers
+        self.created = int(time.time())  # in seconds since 1970
         self.defaults = defaults
         self.limits = limits
         self.requests = requests
+        self._model_id = model_id
         self._drain = drain
         self._load = load
         self._generator: TextGenerator | None = None
         self._is_lost = False
+
+    def check_ready(self) -> None:
+        """Ready, even if the server is not because it drains.
+
+        Raises:
+            ModelNotReady: it is not.
+        """
+        if not self.ready:
+            raise ModelNotReady(self.name)
 
     async def start_engine(self) -> None:
         """Load in a thread, so that probes are answered meanwhile; then the model is ready."""
@@ -79,6 +98,25 @@ class GPTJPredictor(kserve.Model):
         """Answer what waits for an engine that will not: it has died or hangs."""
         self._is_lost = True
         self.requests.end_all(FinishReason.ERROR)
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for what a seeded text depends on beside its request, as far as this is known."""
+        info = self._loaded().engine.info()
+        parts = [__version__, self.name, info.precision, *map(str, info.attention.items())]
+        return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether a client that names a model means this one, by its name or by its id."""
+        return name == self.name or wire_name(name) == wire_name(self._model_id)
+
+    def get_input_types(self) -> list[dict[str, Any]]:
+        """Inputs, for metadata."""
+        return [PROMPT.metadata()]
+
+    def get_output_types(self) -> list[dict[str, Any]]:
+        """Outputs, for metadata: those that come without being asked for."""
+        return [output.metadata() for output in OUTPUTS]
 
     async def healthy(self) -> bool:
         """Weights loaded, the engine running, and the server not about to end."""
@@ -105,6 +143,17 @@ class GPTJPredictor(kserve.Model):
     def engine_info(self) -> EngineInfo | None:
         """What the engine is, once it is loaded."""
         return None if self._generator is None else self._generator.engine.info()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's.
+
+        Raises:
+            ModelNotReady: it is not loaded yet, or the server ends.
+        """
+        if not self.ready:
+            raise ModelNotReady(self.name)
+        return self._loaded().tokenizer
 
     def trouble(self, step_timeout_seconds: float) -> str | None:
         """What is wrong with the engine, in one line; ``None`` while it is fine.

@@ -130,9 +130,7 @@ class PredictorServer(kserve.ModelServer):
         )
         self._predictor = predictor
         self._drain = drain
-        self._flags = flags
         self._traces = traces
-        self._access = access
         self._step_timeout_seconds = settings.step_timeout_seconds
         self._ending: asyncio.Task[None] | None = None
         self._trouble: str | None = None
@@ -154,15 +152,25 @@ class PredictorServer(kserve.ModelServer):
         trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         gate = partial(Gate, requests=predictor.requests, drain=drain)
         refuse_early = None if traces is not None else EarlyRefusals(access, gate(app), counts)
+        wrap = partial(
+            request_middleware,
+            max_body_bytes=settings.max_body_bytes,
+            gate=lambda inner: access.guard(gate(inner)),
+            count=count,
+            trace=trace,
+            log_prompts=settings.log_prompts,
+        )
+        self._grpc = PredictorGRPCServer(
+            self.dataplane,
+            self.model_repository_extension,
+            predictor,
+            flags=flags,
+            wrap=wrap,
+            max_message_bytes=settings.max_body_bytes,
+            receive_timeout_seconds=settings.receive_timeout_seconds,
+        )
         self._rest = PredictorRESTServer(
-            request_middleware(
-                app,
-                settings.max_body_bytes,
-                lambda inner: access.guard(gate(inner)),
-                count,
-                trace=trace,
-                log_prompts=settings.log_prompts,
-            ),
+            wrap(app),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,
@@ -214,15 +222,7 @@ class PredictorServer(kserve.ModelServer):
 
     async def _serve_all(self) -> None:
         if self.enable_grpc:
-            self._grpc_server = PredictorGRPCServer(
-                self.grpc_port,
-                self.dataplane,
-                self.model_repository_extension,
-                access=self._access,
-                flags=self._flags,
-                grace_period=self.grace_period,
-            )
-            self.servers.append(asyncio.create_task(self._grpc_server.start(self.max_threads)))
+            self.servers.append(asyncio.create_task(self._grpc.start()))
         self.servers.append(asyncio.create_task(self._predictor.start_engine()))
         http = asyncio.create_task(self._rest.start())
         watch = asyncio.create_task(self._watch_engine())
@@ -233,8 +233,7 @@ class PredictorServer(kserve.ModelServer):
         finally:
             watch.cancel()
             self._predictor.stop_engine()
-            if self._grpc_server is not None:
-                await self._grpc_server.stop()
+            await self._grpc.stop()
         for task in self.servers:
             if task.done():
                 task.result()

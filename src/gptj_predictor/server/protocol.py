@@ -12,12 +12,26 @@ class Protocol(enum.StrEnum):
     """How a request was sent."""
 
     V1 = "v1"
+    OPENAI = "openai"
+    OIP = "oip"
+    GRPC = "grpc"
 
 
 #: The paths of each protocol's requests for texts, some with the model's name in them.
 _PATHS = {
     Protocol.V1: re.compile(r"/v1/models/(?P<model>[^/]+):predict"),
+    Protocol.OPENAI: re.compile(r"(/openai)?/v1/(chat/)?completions"),
+    Protocol.OIP: re.compile(
+        r"/v2/models/(?P<model>[^/]+)(/versions/[^/]+)?/(infer|generate|generate_stream)"
+    ),
+    Protocol.GRPC: re.compile(r"/inference\.GRPCInferenceService/ModelInfer"),
 }
+
+#: What probes ask over gRPC: they have no key, and must be answered while the server drains.
+GRPC_PROBES = re.compile(
+    r"/inference\.GRPCInferenceService/(ServerLive|ServerReady|ModelReady)"
+    r"|/grpc\.health\.v1\.Health/Check"
+)
 
 
 def protocol_of(scope: Scope) -> Protocol | None:

@@ -5,16 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from itertools import islice, takewhile
 
 from gptj_predictor.engine.engine import Handle
-from gptj_predictor.engine.request import EngineDeadError, Event, Failure, FinishReason
+from gptj_predictor.engine.request import (
+    EngineDeadError,
+    Event,
+    Failure,
+    FinishReason,
+    TokenLogprobs,
+)
 from gptj_predictor.server.active_requests import ActiveRequest
 from gptj_predictor.server.generation_call import (
     EndedEarlyError,
     GeneratedText,
+    GeneratedToken,
     GenerationFailedError,
     OutOfMemoryError,
     Piece,
+    TokenizedPrompt,
 )
 from gptj_predictor.tokenizer import Detokenizer
 
@@ -61,7 +70,7 @@ class TextStream:
         active: ActiveRequest,
         relay: EventRelay,
         *,
-        num_prompt_tokens: int,
+        prompt: TokenizedPrompt,
         seed: int,
         reads_along: bool,
         on_news: Callable[[TextStream], None],
@@ -73,7 +82,7 @@ class TextStream:
             detokenizer: Makes its text.
             active: The request.
             relay: Brings the events.
-            num_prompt_tokens: Tokens of the prompt.
+            prompt: What comes before the text.
             seed: Of the sequence.
             reads_along: Whether each token is news.
             on_news: Called in the loop with this stream when there is a piece, or the end.
@@ -83,22 +92,25 @@ class TextStream:
         self._detokenizer = detokenizer
         self._active = active
         self._relay = relay
-        self._num_prompt_tokens = num_prompt_tokens
+        self._prompt = prompt
         self._seed = seed
         self._reads_along = reads_along
         self._on_news = on_news
         self._waiting: list[Event] = []  # the engine's thread alone uses it
         self._parts: list[str] = []
         self._num_tokens = 0
-        self._num_read_parts = 0
-        self._is_read = False
+        self._num_characters = 0
+        self._tokens: list[GeneratedToken] = []
+        self._prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+        self._num_read_parts = self._num_read_tokens = 0
+        self._is_begun = self._is_read = False
         self._text: GeneratedText | None = None
         self._error: Exception | None = None
 
     def put(self, event: Event) -> None:
         """Take an event; called in the engine's thread."""
         if event.is_scheduled:
-            self._active.ticket.started(self._num_prompt_tokens)
+            self._active.ticket.started(len(self._prompt.token_ids))
             return
         self._waiting.append(event)
         if self._reads_along or event.finish_reason is not None:
@@ -113,27 +125,36 @@ class TextStream:
             self._fail(EndedEarlyError(FinishReason.CANCELLED))  # nobody reads the text
             return
         try:
-            for event in events:
-                self._take(event)
-                if self.has_ended:
-                    return
+            if any(self._ends_with(event) for event in events):
+                return
         except Exception as error:  # those whose events come behind must not suffer
             self._fail(error)
             return
         self._on_news(self)
 
-    def _take(self, event: Event) -> None:
+    def _ends_with(self, event: Event) -> bool:
+        """Take an event; whether it was the last."""
         if event.finish_reason is FinishReason.ERROR:
             self._fail(_failed(event))
-            return
+            return True
+        if event.prompt_logprobs is not None:
+            self._prompt_logprobs = event.prompt_logprobs
         if event.token_id is not None:
-            self._add(self._detokenizer.add(event.token_id))
             self._num_tokens += 1
+            if event.logprobs is not None:
+                start = self._detokenizer.num_characters
+                self._tokens.append(GeneratedToken(start, event.logprobs))
+            # The token that a client wants to stop at is not in the text.
+            if event.finish_reason is not FinishReason.STOP_SEQUENCE:
+                self._add(self._detokenizer.add(event.token_id))
         if self._detokenizer.stopped:
             self.end(FinishReason.STOP_SEQUENCE)
             self._finish(FinishReason.STOP_SEQUENCE)
-        elif event.finish_reason is not None:
+            return True
+        if event.finish_reason is not None:
             self._finish(event.finish_reason)
+            return True
+        return False
 
     def end(self, reason: FinishReason) -> None:
         """End the sequence early; with ``ERROR`` without the engine, which hangs."""
@@ -168,13 +189,26 @@ class TextStream:
 
     def read(self) -> Piece | None:
         """What has come since the last call, if anything, unless it has failed."""
-        parts = self._parts[self._num_read_parts :]
-        self._num_read_parts = len(self._parts)
-        ends = self._text is not None and not self._is_read
-        if self._error is not None or not (parts or ends):
+        if self._error is not None:
             return None
-        self._is_read = ends
-        return Piece(*self._place, "".join(parts), self._text)
+        parts, tokens = self._parts[self._num_read_parts :], self._new_tokens()
+        ends = self._text is not None and not self._is_read
+        if not (parts or tokens or ends):
+            return None
+        self._num_read_parts += len(parts)
+        self._num_read_tokens += len(tokens)
+        self._is_read = self._is_read or ends
+        prompt_logprobs = () if self._is_begun else self._prompt_logprobs
+        self._is_begun = True
+        return Piece(*self._place, "".join(parts), tokens, self._text, prompt_logprobs)
+
+    def _new_tokens(self) -> tuple[GeneratedToken, ...]:
+        """Those that have not been read and begin in the text that is certain."""
+        tokens = self._tokens if self._text is None else self._text.tokens
+        unread = islice(tokens, self._num_read_tokens, None)
+        if self._text is not None:
+            return tuple(unread)
+        return tuple(takewhile(lambda token: token.start < self._num_characters, unread))
 
     @property
     def failed(self) -> bool:
@@ -184,6 +218,7 @@ class TextStream:
     def _add(self, text: str) -> None:
         if text:
             self._parts.append(text)
+            self._num_characters += len(text)
 
     def _fail(self, error: Exception) -> None:
         self._error = error
@@ -195,12 +230,18 @@ class TextStream:
             return
         self._add(self._detokenizer.finish())
         assert self.handle is not None
+        tokens = self._tokens
+        if self._detokenizer.stopped:
+            tokens = [token for token in tokens if token.start < self._num_characters]
         self._text = GeneratedText(
             text="".join(self._parts),
             finish_reason=reason,
             num_generated_tokens=self._num_tokens,
             seed=self._seed,
             timeline=self.handle.timeline,
+            prompt=self._prompt,
+            tokens=tuple(tokens),
+            prompt_logprobs=self._prompt_logprobs,
         )
         self._on_news(self)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from gptj_predictor.settings.lengths import Lengths
 from gptj_predictor.settings.metadata import (
     ModelLimit,
+    RequestOnly,
     UnsetMeans,
     ZeroMeans,
     ZeroOrFrom,
@@ -18,6 +20,19 @@ from gptj_predictor.settings.metadata import (
 )
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+TokenId = Annotated[int, Field(ge=0), ModelLimit("last_token_id")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+#: A token id as a key of a JSON object, in one spelling, so that none is there twice.
+_CANONICAL_ID = "^(0|[1-9][0-9]{0,17})$"
+
+
+def _read_token_id(name: object) -> object:
+    return int(name) if isinstance(name, str) and re.fullmatch(_CANONICAL_ID, name) else name
+
+
+TokenIdName = Annotated[TokenId, BeforeValidator(_read_token_id)]
 
 
 class GenerationParameters(BaseModel):
@@ -64,7 +79,41 @@ class GenerationParameters(BaseModel):
     return_full_text: bool = Field(
         True, description="Whether generated_text begins with the prompt."
     )
-
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="Drop tokens less likely than this share of the likeliest."
+    )
+    typical_p: float = Field(
+        1.0, gt=0, le=1, description="Sample among the most typical tokens that sum to p."
+    )
+    presence_penalty: float = Field(
+        0.0, ge=-2, le=2, description="Taken from the logits of tokens that were generated."
+    )
+    frequency_penalty: float = Field(
+        0.0, ge=-2, le=2, description="The same, as often as they were generated."
+    )
+    logit_bias: Annotated[
+        Annotated[
+            dict[TokenIdName, Bias],
+            Field(max_length=300, json_schema_extra={"propertyNames": {"pattern": _CANONICAL_ID}}),
+        ]
+        | None,
+        RequestOnly(),
+        UnsetMeans("none"),
+    ] = Field(None, description="Added to the logits of these tokens before all else.")
+    stop_token_ids: Annotated[
+        Annotated[list[TokenId], Field(max_length=16)] | None, RequestOnly(), UnsetMeans("none")
+    ] = Field(
+        None,
+        description="The text ends before the first of these, not below its minimum length.",
+    )
+    ignore_eos: bool = Field(False, description="Whether end of text does not end the text.")
+    logprobs: Annotated[int | None, RequestOnly(), UnsetMeans("none")] = Field(
+        None,
+        ge=0,
+        le=20,
+        description="With details: each generated token's log-probability, and those of so many "
+        "likeliest, before any other parameter has its effect.",
+    )
     details: bool = Field(
         False, description="Whether each text comes with how it ended, its tokens and its seed."
     )
@@ -99,7 +148,10 @@ class GenerationParameters(BaseModel):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-#: The parameters that the model bounds, and by which of its limits.
+#: The parameters that have token ids.
+_TOKEN_IDS = ("logit_bias", "stop_token_ids")
+
+#: The other parameters that the model bounds, and by which of its limits.
 _LIMITED = {
     name: limit.name
     for name, field in GenerationParameters.model_fields.items()
@@ -125,7 +177,11 @@ class Limits:
 
     def allowed(self) -> dict[str, str]:
         """For every parameter, what a client may send, in words."""
-        limits = {"context": self.context, "vocabulary": self.vocabulary}
+        limits = {
+            "context": self.context,
+            "vocabulary": self.vocabulary,
+            "last_token_id": self.vocabulary - 1,
+        }
         return {
             name: allowed_values(field, limits)
             for name, field in GenerationParameters.model_fields.items()
@@ -136,6 +192,9 @@ class Limits:
         for name, limit in _LIMITED.items():
             value = getattr(parameters, name)
             if value is not None and value > getattr(self, limit):
+                return name
+        for name in _TOKEN_IDS:
+            if max(getattr(parameters, name) or [0]) >= self.vocabulary:
                 return name
         return None
 

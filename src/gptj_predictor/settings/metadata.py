@@ -28,7 +28,7 @@ class ModelLimit:
     """Marks a number that the loaded model bounds above.
 
     Attributes:
-        name: ``"context"`` or ``"vocabulary"``, as in :class:`Limits`.
+        name: ``"context"``, ``"vocabulary"`` or ``"last_token_id"``, see :class:`Limits`.
     """
 
     name: str
@@ -63,6 +63,11 @@ class UnsetMeans:
     """Says in words what is used where the field is not set: its default is ``None`` or empty."""
 
     words: str
+
+
+@dataclass(frozen=True)
+class RequestOnly:
+    """Marks a parameter of requests that has no flag and no default of the server's own."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,9 @@ def _describe(
     if get_origin(kind) is list:
         inner = _describe(get_args(kind)[0], (), limits, [])
         return f"a list of {bounds.lengths()} {'of them' if inner in before else f'({inner})'}"
+    if get_origin(kind) is dict:
+        key, value = (_describe(inner, (), limits, []) for inner in get_args(kind))
+        return f"an object of {bounds.lengths()} names ({key}, as a string), each with {value}"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         *others, last = (str(member.value) for member in kind)
         return f"{', '.join(others)} or {last}"

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
 from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gptj_predictor.engine.request import FinishReason
-from gptj_predictor.server.errors import Problem
 from gptj_predictor.server.event_stream import KEEP_ALIVE, KEEP_ALIVE_SECONDS, event
 from gptj_predictor.server.generation import Generation
-from gptj_predictor.server.generation_call import GeneratedText, GenerationRequest, Piece
-from gptj_predictor.settings import GenerationParameters, Limits, OrderError
+from gptj_predictor.server.generation_call import (
+    FieldNames,
+    GeneratedText,
+    GenerationRequest,
+    Piece,
+)
+from gptj_predictor.server.protocols.details import Details, details_of
+from gptj_predictor.server.protocols.json_bodies import parse_json, shown, unknown_name
+from gptj_predictor.server.protocols.parameters import (
+    check_details,
+    explain_parameter,
+    parameters_schema,
+    settle,
+    with_lower_case_names,
+)
+from gptj_predictor.settings import GenerationParameters, Limits
 
-#: How much of a bad value an error repeats.
-SHOWN_CHARACTERS = 60
+_NAMES = FieldNames()
 
 #: What the fields beside ``instances`` may be.
 _WORDS: dict[tuple[int | str, ...], str] = {
@@ -39,19 +48,6 @@ class V1Request(BaseModel):
     stream: bool = Field(
         False, description="Whether the answer comes in pieces, as server-sent events."
     )
-
-
-class Details(BaseModel):
-    """How a text came about."""
-
-    finish_reason: FinishReason = Field(
-        description="eos_token, length, stop_sequence, deadline (the request's time was over) or "
-        "shutdown (the server stopped)."
-    )
-    prompt_tokens: int = Field(description="Tokens of the prompt.")
-    generated_tokens: int = Field(description="Tokens that were generated.")
-    cached_tokens: int = Field(description="Tokens of the prompt that the prefix cache had.")
-    seed: int = Field(description="Gives the same text again.")
 
 
 class Prediction(BaseModel):
@@ -87,10 +83,8 @@ def openapi_schema(limits: Limits) -> dict[str, Any]:
     It is in one piece, as OpenAPI looks for references in another place.
     """
     schema = V1Request.model_json_schema()
-    parameters = schema.pop("$defs")["GenerationParameters"]
-    for name, allowed in limits.allowed().items():
-        parameters["properties"][name]["description"] += f" Allowed: {allowed}."
-    schema["properties"]["parameters"] = parameters
+    del schema["$defs"]
+    schema["properties"]["parameters"] = parameters_schema(limits)
     schema["properties"]["instances"]["maxItems"] = limits.max_instances
     return schema
 
@@ -106,11 +100,11 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
     Raises:
         InvalidInput: naming the field, its value and what is allowed.
     """
-    raw = _parse_json(body)
+    raw = parse_json(body)
     if not isinstance(raw, dict):
-        raise InvalidInput(f"the body is {_shown(raw)}; it must be an object with instances")
+        raise InvalidInput(f"the body is {shown(raw)}; it must be an object with instances")
     if isinstance(raw.get("parameters"), dict):
-        raw = raw | {"parameters": _with_lower_case_names(raw["parameters"])}
+        raw = raw | {"parameters": with_lower_case_names(raw["parameters"])}
     try:
         request = V1Request.model_validate(raw, strict=True)
     except ValidationError as error:
@@ -119,23 +113,15 @@ def parse_request(body: bytes, defaults: GenerationParameters, limits: Limits) -
         raise InvalidInput(
             f"instances: {len(request.instances)} prompts; allowed are 1 to {limits.max_instances}"
         )
-    exceeded = limits.exceeded_by(request.parameters)
-    if exceeded is not None:
-        value = getattr(request.parameters, exceeded)
-        raise InvalidInput(_not_allowed(exceeded, value, limits))
-    parameters = request.parameters.over(defaults)
-    try:
-        parameters.lengths.check_order()
-    except OrderError as error:
-        raise InvalidInput(f"parameters.{error.parameter}: {error}") from None
+    parameters = settle(request.parameters, defaults, limits, _NAMES)
+    check_details(parameters, _NAMES)
     return GenerationRequest(tuple(request.instances), parameters, request.stream)
 
 
 def format_response(request: GenerationRequest, texts: list[list[GeneratedText]]) -> dict[str, Any]:
     """Texts per prompt as a body; a single instance is flat, as the tutorial shows it."""
     predictions = [
-        [_prediction(prompt, text, request.parameters) for text in sequences]
-        for prompt, sequences in zip(request.prompts, texts, strict=True)
+        [_prediction(text, request.parameters) for text in sequences] for sequences in texts
     ]
     return {"predictions": predictions[0] if len(predictions) == 1 else predictions}
 
@@ -149,90 +135,34 @@ async def events(request: GenerationRequest, generation: Generation) -> AsyncIte
     yield event(format_response(request, await generation.texts()))
 
 
-def error_event(problem: Problem) -> bytes:
-    """The last event of a stream that fails."""
-    return event({"error": problem.text})
-
-
 def _piece(piece: Piece) -> dict[str, Any]:
     return {"instance": piece.instance, "sequence": piece.sequence, "text": piece.text}
 
 
-def _prediction(
-    prompt: str, text: GeneratedText, parameters: GenerationParameters
-) -> dict[str, Any]:
-    full = prompt + text.text if parameters.return_full_text else text.text
+def _prediction(text: GeneratedText, parameters: GenerationParameters) -> dict[str, Any]:
+    full = text.prompt.text + text.text if parameters.return_full_text else text.text
     if not parameters.details:
         return {"generated_text": full}
-    details = Details(
-        finish_reason=text.finish_reason,
-        prompt_tokens=text.timeline.num_prompt_tokens,
-        generated_tokens=text.num_generated_tokens,
-        cached_tokens=text.timeline.num_cached_tokens,
-        seed=text.seed,
-    )
-    return {"generated_text": full, "details": details.model_dump()}
-
-
-def _parse_json(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "surrogate" in str(error) and body.isascii():
-            raise InvalidInput(
-                "the body has a lone surrogate (\\ud800 to \\udfff); text must be valid Unicode"
-            ) from None
-        raise InvalidInput(f"the body is not JSON: {error}") from None
-
-
-def _with_lower_case_names(parameters: dict[str, Any]) -> dict[str, Any]:
-    lowered: dict[str, Any] = {}
-    for name, value in parameters.items():
-        if name.lower() in lowered:
-            raise InvalidInput(f"parameters.{name[:SHOWN_CHARACTERS]}: given more than once")
-        lowered[name.lower()] = value
-    return lowered
+    return {"generated_text": full, "details": details_of(text)}
 
 
 def _explain(error: ValidationError, limits: Limits) -> str:
     """The first problem, in our words."""
     problem = error.errors(include_url=False)[0]
     location = problem["loc"]
-    if problem["type"] == "extra_forbidden":
-        known = GenerationParameters if location[0] == "parameters" else V1Request
-        return _unknown_name(location, list(known.model_fields))
     if location[0] == "parameters" and len(location) > 1:
-        return _not_allowed(str(location[1]), problem["input"], limits)
+        problem["loc"] = location[1:]
+        return explain_parameter(problem, limits, _NAMES)
+    if problem["type"] == "extra_forbidden":
+        return unknown_name(location, list(V1Request.model_fields))
     if location in _WORDS:
         name = str(location[0])
-        return f"{name}: {_shown(problem['input'])} is not allowed; {_WORDS[location]}"
+        return f"{name}: {shown(problem['input'])} is not allowed; {_WORDS[location]}"
     if problem["type"] == "missing":
         return "instances: missing; it must be a list of strings"
     if len(location) > 1:
-        return f"instances[{location[1]}]: {_shown(problem['input'])} is not a string"
+        return f"instances[{location[1]}]: {shown(problem['input'])} is not a string"
     return (
-        f"instances: {_shown(problem['input'])} is not allowed; it must be a list of 1 to "
+        f"instances: {shown(problem['input'])} is not allowed; it must be a list of 1 to "
         f"{limits.max_instances} strings"
     )
-
-
-def _unknown_name(location: tuple[int | str, ...], known: list[str]) -> str:
-    name = str(location[-1])
-    nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)
-    path = "".join(f"{part}." for part in location[:-1])
-    return f"{path}{_cut(name)}: unknown; did you mean {nearest[0]}? Known are {', '.join(known)}"
-
-
-def _not_allowed(name: str, value: object, limits: Limits) -> str:
-    return f"parameters.{name}: {_shown(value)} is not allowed; use {limits.allowed()[name]}"
-
-
-def _shown(value: object) -> str:
-    try:
-        return _cut(orjson.dumps(value).decode())
-    except (TypeError, orjson.JSONEncodeError):
-        return _cut(repr(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -10,6 +10,7 @@ from kserve.protocol.rest.server import metrics_handler
 from gptj_predictor import __version__
 from gptj_predictor.server.errors import add_error_handlers
 from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.routes.openai import openai_routes
 from gptj_predictor.server.routes.v1 import v1_routes
 from gptj_predictor.server.routes.v2 import v2_routes
 
@@ -40,6 +41,7 @@ def create_app(
     app.add_api_route("/", dataplane.live, methods=["GET"])
     app.add_api_route("/metrics", metrics_handler, methods=["GET"])
     app.include_router(v1_routes(dataplane, predictor))
-    app.include_router(v2_routes(dataplane, repository))
+    app.include_router(openai_routes(dataplane, predictor))
+    app.include_router(v2_routes(dataplane, repository, predictor))
     add_error_handlers(app)
     return app

@@ -12,7 +12,6 @@ from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.v1 import (
     ErrorResponse,
     V1Response,
-    error_event,
     events,
     format_response,
     openapi_schema,
@@ -31,12 +30,7 @@ def v1_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         parse=lambda body: parse_request(body, predictor.defaults, predictor.limits),
         answer=lambda request, texts: JSONResponse(format_response(request, texts)),
         events=events,
-        error_event=error_event,
     )
-
-    @router.get("/models")
-    async def models() -> dict[str, list[str]]:
-        return {"models": [predictor.name]}
 
     async def predict(model_name: str, request: Request) -> Response:
         dataplane.get_model_from_registry(model_name)

@@ -1,8 +1,11 @@
-"""The V2 routes, under ``/v2``."""
+"""The Open Inference Protocol's routes, under ``/v2``."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.v2_datamodels import (
@@ -15,21 +18,120 @@ from kserve.protocol.rest.v2_datamodels import (
 )
 from kserve.protocol.rest.v2_endpoints import V2Endpoints
 
+from gptj_predictor.server.predictor import GPTJPredictor
+from gptj_predictor.server.protocols.generate import (
+    GenerateRequest,
+    GenerateResponse,
+    generate_events,
+    generate_response,
+    generate_schema,
+    parse_generate,
+)
+from gptj_predictor.server.protocols.infer import InferRequest, check_model
+from gptj_predictor.server.protocols.infer_rest import (
+    LENGTH_HEADER,
+    InferResponse,
+    infer_response,
+    infer_schema,
+    parse_infer,
+)
+from gptj_predictor.server.protocols.v1 import ErrorResponse
+from gptj_predictor.server.routes.generate import WireFormat, generate
+from gptj_predictor.server.routes.v1 import STATUSES
 
-def v2_routes(dataplane: DataPlane, repository: ModelRepositoryExtension) -> APIRouter:
-    """kserve's V2 routes except inference, which is not served."""
+_MODEL = "/models/{model_name}"
+
+#: A model's routes are there a second time with its version.
+_PLACES = (_MODEL, f"{_MODEL}/versions/{{model_version}}")
+
+
+def v2_routes(
+    dataplane: DataPlane, repository: ModelRepositoryExtension, predictor: GPTJPredictor
+) -> APIRouter:
+    """Health and metadata, which kserve answers, and requests for texts."""
     v2 = V2Endpoints(dataplane, repository)
     router = APIRouter(prefix="/v2", tags=["V2"])
-    name = "/models/{model_name}"
     for path, endpoint, response in (
         ("", v2.metadata, ServerMetadataResponse),
         ("/health/live", v2.live, ServerLiveResponse),
         ("/health/ready", v2.ready, ServerReadyResponse),
         ("/models", v2.models, ListModelsResponse),
-        (name, v2.model_metadata, ModelMetadataResponse),
-        (f"{name}/ready", v2.model_ready, ModelReadyResponse),
     ):
         router.add_api_route(path, endpoint, methods=["GET"], response_model=response)
-    router.add_api_route(f"/repository{name}/load", v2.load, methods=["POST"])
-    router.add_api_route(f"/repository{name}/unload", v2.unload, methods=["POST"])
+    router.add_api_route(f"/repository{_MODEL}/load", v2.load, methods=["POST"])
+    router.add_api_route(f"/repository{_MODEL}/unload", v2.unload, methods=["POST"])
+
+    async def model_metadata(model_name: str, model_version: str = "") -> ModelMetadataResponse:
+        check_model(model_name, model_version, predictor.name)
+        return await v2.model_metadata(model_name)
+
+    async def model_ready(model_name: str, model_version: str = "") -> ModelReadyResponse:
+        check_model(model_name, model_version, predictor.name)
+        return await v2.model_ready(model_name)
+
+    async def infer(request: Request, model_name: str, model_version: str = "") -> Response:
+        check_model(model_name, model_version, predictor.name)
+        header = request.headers.get(LENGTH_HEADER)
+        wire = WireFormat[InferRequest](
+            parse=lambda body: parse_infer(
+                body, header, model_name, predictor.defaults, predictor.limits
+            ),
+            answer=lambda asked, texts: infer_response(asked, texts, model_name),
+        )
+        return await generate(request, dataplane, predictor, wire)
+
+    def text_format(*, stream: bool) -> WireFormat[GenerateRequest]:
+        name = predictor.name
+        return WireFormat(
+            parse=lambda body: parse_generate(
+                body, predictor.defaults, predictor.limits, stream=stream
+            ),
+            answer=lambda asked, texts: JSONResponse(generate_response(asked, texts, name)),
+            events=lambda asked, generation: generate_events(asked, generation, name),
+        )
+
+    at_once, streamed = text_format(stream=False), text_format(stream=True)
+
+    async def generate_text(request: Request, model_name: str, model_version: str = "") -> Response:
+        check_model(model_name, model_version, predictor.name)
+        return await generate(request, dataplane, predictor, at_once)
+
+    async def generate_stream(
+        request: Request, model_name: str, model_version: str = ""
+    ) -> Response:
+        check_model(model_name, model_version, predictor.name)
+        return await generate(request, dataplane, predictor, streamed)
+
+    text_schema = generate_schema(predictor.limits)
+    for place in _PLACES:
+        shown = place is _MODEL
+        for path, ask, answer in (
+            ("", model_metadata, ModelMetadataResponse),
+            ("/ready", model_ready, ModelReadyResponse),
+        ):
+            router.add_api_route(
+                f"{place}{path}",
+                ask,
+                methods=["GET"],
+                response_model=answer,
+                include_in_schema=shown,
+            )
+        for path, call, schema, result in (
+            ("/infer", infer, infer_schema(predictor.limits), InferResponse),
+            ("/generate", generate_text, text_schema, GenerateResponse),
+            ("/generate_stream", generate_stream, text_schema, None),
+        ):
+            router.add_api_route(
+                f"{place}{path}",
+                call,
+                methods=["POST"],
+                response_model=result,
+                responses={status: {"model": ErrorResponse} for status in STATUSES},
+                openapi_extra=_body(schema),
+                include_in_schema=shown,
+            )
     return router
+
+
+def _body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
