@@ -4,7 +4,8 @@
 
 The server has one core and this program another one. First the capacity: clients that wait for each
 answer, at several concurrencies; the best goodput counts. Then requests of the same mix come at a
-fixed rate, whether answers come or not, from eight callers (source addresses 127.0.0.1 to 8).
+fixed rate, whether answers come or not, from eight callers (source addresses 127.0.0.1 to 8). Then
+the capacity again, because a machine's speed drifts; the goodput is compared with the mean of both.
 Latency counts from the time at which a request was due, not from when it could be sent.
 
 Goodput are complete answers within the deadline, which is sent as ``x-request-timeout``. The mix,
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import random
+import statistics
 import sys
 import time
 from collections import Counter, deque
@@ -37,6 +39,8 @@ DISTINCT_REQUESTS = 2048
 PROMPT_WORDS = (8, 64)
 HEALTH_PATHS = ("/v2/health/live", "/v2/health/ready")
 HEALTH_SECONDS = 0.1
+#: Before the goodput of a load is counted.
+RAMP_SECONDS = 2.0
 
 
 @dataclass
@@ -119,14 +123,17 @@ class Generator:
 
     async def closed(self, concurrency: int, seconds: float) -> float:
         """Clients that wait for each answer; the goodput in answers a second."""
-        outcome, started = Outcome(), time.perf_counter()
+        outcome, ended = Outcome(), False
 
         async def client() -> None:
-            while time.perf_counter() - started < seconds:
+            while not ended:
                 await self._send(time.perf_counter(), outcome)
 
-        await asyncio.gather(*(client() for _ in range(concurrency)))
-        return outcome.good / (time.perf_counter() - started)
+        clients = [asyncio.create_task(client()) for _ in range(concurrency)]
+        goodput = await goodput_of(outcome, seconds)
+        ended = True
+        await asyncio.gather(*clients)
+        return goodput
 
     async def open(self, rate: float, seconds: float) -> tuple[Outcome, float]:
         """Requests at a fixed rate.
@@ -135,23 +142,29 @@ class Generator:
             What came of them, and the goodput while they came.
         """
         outcome, tasks = Outcome(), set[asyncio.Task[None]]()
-        started = time.perf_counter()
-        good_in_time = 0
-        for number in range(int(rate * seconds)):
+        goodput = asyncio.create_task(goodput_of(outcome, seconds))
+        started, number = time.perf_counter(), 0
+        while not goodput.done():
             due = started + number / rate
-            while (wait := due - time.perf_counter()) > 0:
-                await asyncio.sleep(wait if wait > 0.002 else 0)
+            wait = due - time.perf_counter()
+            if wait > 0 or number % 64 == 0:
+                await asyncio.sleep(max(0.0, wait))  # what came back is read however late this is
             outcome.max_lag = max(outcome.max_lag, -wait)
             task = asyncio.create_task(self._send(due, outcome))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             outcome.max_backlog = max(outcome.max_backlog, len(tasks))
-            if number % 64 == 0:
-                await asyncio.sleep(0)  # what came back is read however late this is
-            good_in_time = outcome.good
-        goodput = good_in_time / (time.perf_counter() - started)
+            number += 1
         await asyncio.gather(*tasks)
-        return outcome, goodput
+        return outcome, goodput.result()
+
+
+async def goodput_of(outcome: Outcome, seconds: float) -> float:
+    """Good answers a second, once the load that begins now has been there for a moment."""
+    await asyncio.sleep(RAMP_SECONDS)
+    good, started = outcome.good, time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (outcome.good - good) / (time.perf_counter() - started)
 
 
 async def probe_health(port: int, seconds: list[float], failures: Counter[str]) -> None:
@@ -175,25 +188,33 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))] * 1e3
 
 
-async def measure(port: int, requests: list[bytes], arguments: argparse.Namespace) -> bool:
-    """Print the figures; whether they are as good as they should be."""
-    generator = Generator(port, requests, arguments.deadline)
-    await generator.closed(8, arguments.warm_up)
-    capacity = 0.0
+async def capacity(generator: Generator, arguments: argparse.Namespace) -> float:
+    """The best goodput of clients that wait."""
+    best = 0.0
     for concurrency in arguments.concurrency:
         goodput = await generator.closed(concurrency, arguments.capacity_seconds)
         print(f"{concurrency} clients that wait: {goodput:.1f} answers/s", flush=True)
-        capacity = max(capacity, goodput)
-    rate = arguments.times * capacity
+        best = max(best, goodput)
+    return best
+
+
+async def measure(port: int, requests: list[bytes], arguments: argparse.Namespace) -> bool:
+    """Print the figures; whether they are as good as they should be."""
+    generator = Generator(port, requests, arguments.deadline)
+    await generator.closed(arguments.concurrency[0], arguments.warm_up)
+    before = await capacity(generator, arguments)
+    rate = arguments.times * before
     health: list[float] = []
     failures: Counter[str] = Counter()
     probe = asyncio.create_task(probe_health(port, health, failures))
     outcome, goodput = await generator.open(rate, arguments.seconds)
     probe.cancel()
+    after = await capacity(generator, arguments)
+    share = goodput / statistics.mean([before, after])
     refused_p99, health_p99 = percentile(outcome.refused_seconds, 0.99), percentile(health, 0.99)
     print(
         f"offered {rate:.0f}/s for {arguments.seconds:g} s: goodput {goodput:.1f}/s, "
-        f"{goodput / capacity:.1%} of the capacity\n"
+        f"{share:.1%} of the capacity, which was {before:.1f}/s before and {after:.1f}/s after\n"
         f"good answers: p50 {percentile(outcome.good_seconds, 0.5):.0f} ms, "
         f"p99 {percentile(outcome.good_seconds, 0.99):.0f} ms; "
         f"late or cut short: {outcome.late}\n"
@@ -205,7 +226,7 @@ async def measure(port: int, requests: list[bytes], arguments: argparse.Namespac
         f"this program: at most {outcome.max_backlog} requests open, "
         f"{outcome.max_lag * 1e3:.0f} ms behind its plan"
     )
-    return goodput >= 0.95 * capacity and refused_p99 < 100 and health_p99 < 50
+    return share >= 0.95 and refused_p99 < 100 and health_p99 < 50
 
 
 def main() -> None:
@@ -226,8 +247,8 @@ def main() -> None:
     arguments = parser.parse_args()
     own, *others = sorted(os.sched_getaffinity(0))
     model = ["--model", arguments.model] if arguments.model else []
+    os.sched_setaffinity(0, others[:1] or [own])  # the server inherits it
     with Server(*model, "--threads", 1, *arguments.flags) as server:
-        os.sched_setaffinity(server.process.pid, others[:1] or [own])
         os.sched_setaffinity(0, [own])
         path = server.wait_until_ready()
         port = int(server.url.rsplit(":", 1)[1])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from kserve.errors import InvalidInput
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -37,21 +35,27 @@ class Gate:
             text = "the server is stopping; ask again, another one answers"
             await refuse(scope, send, 503, text, "draining", RETRY_AFTER_SECONDS, close=True)
             return
-        if protocol_of(scope) is not None:  # it generates text, and so waits in the queue
-            try:
-                self._check(scope)
-            except QueueFullError as error:
-                await refuse(scope, send, 429, str(error), error.refusal, error.retry_after)
-                return
+        error = self.queue_full(scope)
+        if error is not None:
+            await refuse(scope, send, 429, str(error), error.refusal, error.retry_after)
+            return
         self._drain.num_open += 1
         try:
             await self._app(scope, receive, self._closing(send))
         finally:
             self._drain.num_open -= 1
 
-    def _check(self, scope: Scope) -> None:
-        with suppress(InvalidInput):  # the route says so
+    def queue_full(self, scope: Scope) -> QueueFullError | None:
+        """Why a request has to come back later, if it has to; only requests for texts wait."""
+        if self._drain.phase is Phase.REFUSING or protocol_of(scope) is None:
+            return None
+        try:
             self._requests.check(caller_of(scope), timeout_seconds(scope))
+        except QueueFullError as error:
+            return error
+        except InvalidInput:
+            pass  # the route says so
+        return None
 
     def _closing(self, send: Send) -> Send:
         """Close the connection after an answer that was given while the server drains."""

@@ -5,10 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from gptj_predictor.server.middleware import RefusalAnswer
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGI3Application
 
 logger = logging.getLogger(__name__)
 
@@ -16,8 +27,36 @@ logger = logging.getLogger(__name__)
 #: keep any number of them.
 MAX_HEAD_BYTES = 65_536
 
+#: Seconds for which connections that had an early refusal are not read: no more than ``Drain``
+#: leaves between two looks.
+PAUSE_SECONDS = 0.02
 
-def limited_protocol(receive_seconds: float) -> type[HttpToolsProtocol]:
+
+class ReadPause:
+    """Connections that are read again together."""
+
+    def __init__(self) -> None:
+        self._transports: list[asyncio.Transport] = []
+
+    def add(self, transport: asyncio.Transport) -> None:
+        """Do not read a connection for a moment."""
+        if transport.is_closing():
+            return
+        transport.pause_reading()
+        self._transports.append(transport)
+        if len(self._transports) == 1:
+            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._end)
+
+    def _end(self) -> None:
+        transports, self._transports = self._transports, []
+        for transport in transports:
+            if not transport.is_closing():
+                transport.resume_reading()
+
+
+def limited_protocol(
+    receive_seconds: float, refuse_early: Callable[[Scope], RefusalAnswer | None] | None = None
+) -> type[HttpToolsProtocol]:
     """uvicorn's HTTP protocol for clients that mean no good.
 
     * A connection whose request does not arrive in time is closed. uvicorn limits only the pause
@@ -26,10 +65,14 @@ def limited_protocol(receive_seconds: float) -> type[HttpToolsProtocol]:
     * What comes behind a request that is not answered yet is dropped, and the connection closes
       with that answer. uvicorn would stop reading until then and not see that the client hangs up.
       (RFC 9112, 9.3.2: a client sends again what it sent ahead and has no answer to.)
+    * What is refused early is answered at once. Its connection is read again a little later,
+      together with all that were refused meanwhile: waking up costs more than a refusal.
 
     Args:
         receive_seconds: For a request to arrive whole.
+        refuse_early: Refuses a request by its head, before the application is called.
     """
+    pause = ReadPause()
 
     class LimitedProtocol(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -87,6 +130,18 @@ def limited_protocol(receive_seconds: float) -> type[HttpToolsProtocol]:
                 self._stop_deadline()
                 super().on_message_complete()
 
+        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+            refused = None
+            if refuse_early is not None and not self.flow.write_paused:
+                refused = refuse_early(cast("Scope", cycle.scope))
+            if refused is None:
+                super()._start_asgi_task(cycle, app)
+                return
+            cycle.response_started = cycle.response_complete = True
+            self._answer(refused, close=not cycle.keep_alive)
+            self.on_response_complete()
+            pause.add(self.transport)
+
         def send_400_response(self, msg: str) -> None:
             self._refuse(400, "this is not HTTP")
 
@@ -96,19 +151,26 @@ def limited_protocol(receive_seconds: float) -> type[HttpToolsProtocol]:
                 self._drop_the_rest()  # what is wrong came behind the request
                 return
             if not (self._owes_an_answer and self.cycle.response_started):
-                self._answer(status, orjson.dumps({"error": text}))
-            self.transport.close()
+                body = orjson.dumps({"error": text})
+                headers = [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", str(len(body)).encode()),
+                    (b"x-request-id", str(uuid.uuid4()).encode()),
+                ]
+                self._answer(RefusalAnswer(status, headers, body), close=True)
+            else:
+                self.transport.close()
 
-        def _answer(self, status: int, body: bytes) -> None:
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", str(len(body)).encode()),
-                (b"x-request-id", str(uuid.uuid4()).encode()),
-                (b"connection", b"close"),
-            ]
+        def _answer(self, answer: RefusalAnswer, *, close: bool) -> None:
+            """Answer without the application."""
+            headers = [*self.server_state.default_headers, *answer.headers]
+            if close:
+                headers.append((b"connection", b"close"))
             lines = [b"%s: %s\r\n" % header for header in headers]
-            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+            head = [STATUS_LINE[answer.status], *lines, b"\r\n"]
+            self.transport.write(b"".join([*head, answer.body]))
+            if close:
+                self.transport.close()
 
         @property
         def _owes_an_answer(self) -> bool:

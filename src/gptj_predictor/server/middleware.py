@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -107,6 +108,38 @@ def generation_of(scope: Scope) -> Any:
     return scope.get(_GENERATION)
 
 
+@dataclass(frozen=True)
+class RefusalAnswer:
+    """An answer without the application, which has not seen the request."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+def refusal_answer(
+    scope: Scope, status: int, text: str, refusal: str, retry_after: int
+) -> RefusalAnswer:
+    """Make such an answer.
+
+    Args:
+        scope: The request's.
+        status: Of the answer.
+        text: What the client and the log are told.
+        refusal: See :func:`note_refusal`.
+        retry_after: Seconds.
+    """
+    refusal_reason(scope, text)
+    note_refusal(scope, refusal)
+    body = orjson.dumps(error_body(scope["path"], status, text))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", b"%d" % retry_after),
+    ]
+    return RefusalAnswer(status, headers, body)
+
+
 async def refuse(
     scope: Scope,
     send: Send,
@@ -117,7 +150,7 @@ async def refuse(
     *,
     close: bool = False,
 ) -> None:
-    """Answer without the application, which has not seen the request.
+    """Send a refusal; see :func:`refusal_answer`.
 
     Args:
         scope: The request's.
@@ -128,18 +161,12 @@ async def refuse(
         retry_after: Seconds.
         close: Whether the connection ends with the answer.
     """
-    refusal_reason(scope, text)
-    note_refusal(scope, refusal)
-    body = orjson.dumps(error_body(scope["path"], status, text))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(retry_after).encode()),
-    ]
+    answer = refusal_answer(scope, status, text, refusal, retry_after)
     if close:
-        headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        answer.headers.append((b"connection", b"close"))
+    start = {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
+    await send(start)
+    await send({"type": "http.response.body", "body": answer.body})
 
 
 class RequestId:
@@ -153,8 +180,7 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = header(scope, b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        request_id = set_request_id(scope)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -162,8 +188,6 @@ class RequestId:
                 _set_request_id(message, request_id)
             await send(message)
 
-        # What logs or measures further in takes the id from the request's headers.
-        _set_request_id(scope, request_id)
         await self._app(scope, receive, send_with_id)
 
 
@@ -192,14 +216,21 @@ class RequestLog:
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             status = 499 if refusal_of(scope) == CLIENT_GONE else status_of(scope) or 500
-            _log(scope, status, time.perf_counter() - started)
+            log_request(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.
                 fields = {"message": "prompts and texts", "request_id": request_id_of(scope)}
                 logger.info(fields | scope[_TEXTS])
 
 
-def _log(scope: Scope, status: int, seconds: float) -> None:
+def log_request(scope: Scope, status: int, seconds: float) -> None:
+    """Write a request's line.
+
+    Args:
+        scope: The request's.
+        status: Of its answer.
+        seconds: That it took.
+    """
     path = scope["path"]
     quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
     reason = scope.get(_REASON)
@@ -270,6 +301,18 @@ def header(scope: Scope, name: bytes, default: bytes) -> bytes:
     """The last header of a name, which is in lower case as ASGI has all names."""
     values = [value for key, value in scope["headers"] if key == name]
     return values[-1] if values else default
+
+
+def set_request_id(scope: Scope) -> str:
+    """Give a request one good id, in its headers, where what logs or measures finds it.
+
+    Returns:
+        The caller's if it is harmless, else a new one.
+    """
+    given = header(scope, b"x-request-id", b"").decode("latin-1")
+    request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+    _set_request_id(scope, request_id)
+    return request_id
 
 
 def request_id_of(scope: Scope) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 from argparse import Namespace
+from collections.abc import Callable
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 import kserve
 from kserve.protocol.rest.server import RESTServer
 from prometheus_client import REGISTRY
+from starlette.types import Scope
 
 from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
+from gptj_predictor.server.early_refusals import EarlyRefusals
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.metrics import MetricsCollector
-from gptj_predictor.server.middleware import request_middleware
+from gptj_predictor.server.middleware import RefusalAnswer, request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
@@ -58,12 +61,13 @@ class PredictorRESTServer(RESTServer):
         self,
         *args: Any,
         receive_timeout_seconds: float,
+        refuse_early: Callable[[Scope], RefusalAnswer | None] | None,
         certificate: CertificateFiles | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._certificate = certificate
-        self.config.http = limited_protocol(receive_timeout_seconds)
+        self.config.http = limited_protocol(receive_timeout_seconds, refuse_early)
         self.config.ws = "none"  # an upgrade would go past all limits
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
@@ -147,6 +151,7 @@ class PredictorServer(kserve.ModelServer):
         count = partial(CountRequests, counts=counts)
         trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         gate = partial(Gate, requests=predictor.requests, drain=drain)
+        refuse_early = None if traces is not None else EarlyRefusals(access, gate(app), counts)
         wrap = partial(
             request_middleware,
             max_body_bytes=settings.max_body_bytes,
@@ -175,6 +180,7 @@ class PredictorServer(kserve.ModelServer):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=settings.receive_timeout_seconds,
+            refuse_early=refuse_early,
             certificate=CertificateFiles.of(flags),
         )
 
