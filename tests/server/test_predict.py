@@ -149,7 +149,9 @@ def test_bias(
 def test_penalties_on_what_was_generated(
     native: RunningServer, exact: Exact, penalties: tuple[float, float]
 ) -> None:
-    named = dict(zip(("presence_penalty", "frequency_penalty"), penalties, strict=True))
+    named: dict[str, Any] = dict(
+        zip(("presence_penalty", "frequency_penalty"), penalties, strict=True)
+    )
     penalty = OutputPenalty(len(exact.ids(PROMPTS[0])), replace(GREEDY, **named))
     wanted = exact.generate(PROMPTS[0], max_new_tokens=60, logits_processor=[penalty])
     assert wanted != exact.generate(PROMPTS[0], max_new_tokens=60)

@@ -139,7 +139,7 @@ def parse_generate(
             f"parameters.num_return_sequences: {parameters.num_return_sequences} is not allowed; "
             "use 1, as the answer has one text"
         )
-    return GenerateRequest((asked.text_input,), parameters, stream, names, asked.id)
+    return GenerateRequest((asked.text_input,), parameters, stream=stream, names=names, id=asked.id)
 
 
 def _explain(error: ValidationError) -> str:
