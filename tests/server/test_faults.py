@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,14 @@ import pytest
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from tests.support.faults import FAULTY_SERVER, MEMORY_FOR_PROMPT_TOKENS, SECRET
+from tests.support.metrics import Scrape
+from tests.support.raw_clients import post
 from tests.support.servers import (
     HELD,
     LIVE_PATHS,
     READY_PATHS,
     RunningServer,
+    wait_for,
 )
 
 pytestmark = pytest.mark.process
@@ -95,6 +99,23 @@ def test_out_of_memory_in_a_prefill(faulty: Faulty) -> None:
             assert [one.result().json() for one in [*short, running]] == [expected] * 4
     assert "ran out of memory" in long.result().json()["error"]
     assert len(LONG.split()) > MEMORY_FOR_PROMPT_TOKENS
+    faulty.check_fine()
+
+
+def test_client_gone_while_its_prompt_is_tokenized(faulty: Faulty) -> None:
+    """The engine never hears of it: not a step, not a sequence."""
+    server = faulty.server
+    before = Scrape.of(server)
+    with faulty.fault("slow"):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(post(server.predict_path, {"instances": [SHORT]}))
+            wait_for(lambda: Scrape.of(server).value("gptj_queue_requests") == 1)
+        assert Scrape.of(server).rises(before) == {}  # and it has seen that the client is gone
+    wait_for(lambda: Scrape.of(server).rises(before))
+    wait_for(lambda: Scrape.of(server).value("gptj_queue_requests") == 0)
+    assert Scrape.of(server).rises(before) == {
+        'gptj_requests_total{outcome="cancelled",protocol="v1"}': 1
+    }
     faulty.check_fine()
 
 

@@ -199,6 +199,14 @@ def test_what_a_refused_request_adds(
     }
 
 
+def test_what_is_no_request_at_all(server: RunningServer) -> None:
+    before = Scrape.of(server)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(b"no HTTP\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+    assert Scrape.of(server).rises(before) == {'gptj_rejections_total{reason="not_http"}': 1}
+
+
 def test_nothing_else_is_counted(server: RunningServer) -> None:
     before = Scrape.of(server)
     for path in ("/", "/v2/health/ready", "/nope", f"/v1/models/{NAME}", "/metrics"):

@@ -44,7 +44,9 @@ from typing import Any
 import pytest
 
 from tests.support.event_streams import events
+from tests.support.metrics import Scrape
 from tests.support.raw_clients import Answer, NoAnswerError, get, post
+from tests.support.servers import wait_for
 from tests.support.strict import (
     MAX_REQUESTS,
     MAX_SECONDS,
@@ -56,6 +58,8 @@ from tests.support.strict import (
 )
 
 pytestmark = pytest.mark.process
+
+HEAD_TOO_LARGE = 'gptj_rejections_total{reason="head_too_large"}'
 
 
 def head_of(request: bytes) -> bytes:
@@ -305,18 +309,23 @@ def test_sent_ahead(strict: Strict) -> None:
 
 
 @pytest.mark.parametrize(
-    "flood",
+    ("flood", "counted"),
     [
-        b"GET /" + b"a" * 10**6,
-        b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 10**6,
-        b"GET / HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 10**5,
-        head_of(post(PATH, b"")).replace(b"content-length: 0", b"transfer-encoding: chunked")
-        + b"1;"
-        + b"a" * 10**6,
+        (b"GET /" + b"a" * 10**6, HEAD_TOO_LARGE),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: " + b"a" * 10**6, HEAD_TOO_LARGE),
+        (b"GET / HTTP/1.1\r\n" + b"X-Many: 1\r\n" * 10**5, HEAD_TOO_LARGE),
+        (
+            head_of(post(PATH, b"")).replace(b"content-length: 0", b"transfer-encoding: chunked")
+            + b"1;"
+            + b"a" * 10**6,
+            # The request was there, and its client seems to be gone.
+            'gptj_requests_total{outcome="cancelled",protocol="v1"}',
+        ),
     ],
     ids=["path", "header", "headers", "chunk extension"],
 )
-def test_head_over_the_limit(strict: Strict, flood: bytes) -> None:
+def test_head_over_the_limit(strict: Strict, flood: bytes, counted: str) -> None:
+    before = Scrape.of(strict.server)
     with socket.create_connection(("127.0.0.1", strict.server.port), timeout=10) as connection:
         received = b""
         with contextlib.suppress(ConnectionError):  # it may be closed before all is sent
@@ -327,6 +336,8 @@ def test_head_over_the_limit(strict: Strict, flood: bytes) -> None:
         assert b'{"error":' in received
         with contextlib.suppress(ConnectionError):
             assert connection.recv(1000) == b""
+    wait_for(lambda: Scrape.of(strict.server).rises(before))
+    assert Scrape.of(strict.server).rises(before) == {counted: 1}
 
 
 def test_no_websockets(strict: Strict) -> None:

@@ -33,7 +33,7 @@ class PanicException(BaseException):
 
 
 class PanickingTokenizer:
-    """The library's tokenizer, which panics with the fault ``tokenizer``."""
+    """The library's tokenizer: it panics with the fault ``tokenizer``, waits with ``slow``."""
 
     def __init__(self, tokenizer: Any, fault: Callable[[], str]) -> None:
         self._tokenizer = tokenizer
@@ -45,6 +45,8 @@ class PanickingTokenizer:
     def encode(self, *inputs: Any, **more: Any) -> Any:
         if self._fault() == "tokenizer":
             raise PanicException(SECRET)
+        while self._fault() == "slow":
+            time.sleep(0.01)
         return self._tokenizer.encode(*inputs, **more)
 
 

@@ -17,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from gptj_predictor.server.middleware import RefusalAnswer
+from gptj_predictor.server.request_counts import HEAD_TOO_LARGE, NOT_HTTP
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -55,7 +56,9 @@ class ReadPause:
 
 
 def limited_protocol(
-    receive_seconds: float, refuse_early: Callable[[Scope], RefusalAnswer | None] | None = None
+    receive_seconds: float,
+    count_unread: Callable[[str], None],
+    refuse_early: Callable[[Scope], RefusalAnswer | None] | None = None,
 ) -> type[HttpToolsProtocol]:
     """uvicorn's HTTP protocol for clients that mean no good.
 
@@ -70,6 +73,7 @@ def limited_protocol(
 
     Args:
         receive_seconds: For a request to arrive whole.
+        count_unread: Told ``NOT_HTTP`` or ``HEAD_TOO_LARGE`` where no request came of it.
         refuse_early: Refuses a request by its head, before the application is called.
     """
     pause = ReadPause()
@@ -98,7 +102,8 @@ def limited_protocol(
             super().data_received(data)
             if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
                 logger.warning("a request's head is over %d bytes; refused", MAX_HEAD_BYTES)
-                self._refuse(431, f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes")
+                text = f"the request's head is over the limit of {MAX_HEAD_BYTES} bytes"
+                self._refuse(431, text, HEAD_TOO_LARGE)
 
         def on_message_begin(self) -> None:
             if self._owes_an_answer:
@@ -143,13 +148,15 @@ def limited_protocol(
             pause.add(self.transport)
 
         def send_400_response(self, msg: str) -> None:
-            self._refuse(400, "this is not HTTP")
+            self._refuse(400, "this is not HTTP", NOT_HTTP)
 
-        def _refuse(self, status: int, text: str) -> None:
+        def _refuse(self, status: int, text: str, reason: str) -> None:
             """Answer what no request came of, and close."""
             if self._owes_an_answer and not self.cycle.more_body:
                 self._drop_the_rest()  # what is wrong came behind the request
                 return
+            if not self._owes_an_answer:  # else the applications count it, as a client that is gone
+                count_unread(reason)
             if not (self._owes_an_answer and self.cycle.response_started):
                 body = orjson.dumps({"error": text})
                 headers = [

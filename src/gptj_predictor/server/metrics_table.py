@@ -147,7 +147,7 @@ SERVER_METRICS: tuple[Metric[ServerState], ...] = (
     Metric(
         "gptj_rejections_total",
         _COUNTER,
-        "Requests for texts that were refused, by reason.",
+        "Requests for texts that were refused, by reason; not_http, head_too_large: any request.",
         lambda state: state.counts.rejections,
         ("reason",),
     ),

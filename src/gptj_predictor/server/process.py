@@ -61,13 +61,14 @@ class PredictorRESTServer(RESTServer):
         self,
         *args: Any,
         receive_timeout_seconds: float,
+        count_unread: Callable[[str], None],
         refuse_early: Callable[[Scope], RefusalAnswer | None] | None,
         certificate: CertificateFiles | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._certificate = certificate
-        self.config.http = limited_protocol(receive_timeout_seconds, refuse_early)
+        self.config.http = limited_protocol(receive_timeout_seconds, count_unread, refuse_early)
         self.config.ws = "none"  # an upgrade would go past all limits
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
@@ -180,6 +181,7 @@ class PredictorServer(kserve.ModelServer):
             ssl_certfile=self.ssl_certfile,
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=settings.receive_timeout_seconds,
+            count_unread=counts.add_unread,
             refuse_early=refuse_early,
             certificate=CertificateFiles.of(flags),
         )

@@ -21,11 +21,15 @@ class Outcome(enum.StrEnum):
     ERROR = "error"
 
 
+#: Why what came is refused before there is a request, of whatever kind it would have been.
+NOT_HTTP, HEAD_TOO_LARGE = "not_http", "head_too_large"
+
 #: Why requests are refused: what :func:`note_refusal` is told, or else what the status says.
 REASONS = (
     *("invalid", "too_large", "unauthenticated", "not_found", "not_ready", "draining"),
     *("queued_requests", "queued_tokens", "caller_share", "too_late"),
     *("deadline", "out_of_memory"),
+    *(NOT_HTTP, HEAD_TOO_LARGE),
 )
 _KNOWN = frozenset(REASONS)
 _BY_STATUS = {
@@ -73,6 +77,10 @@ class RequestCounts:
             self.rejections[(reason,)] += 1
         elif outcome is Outcome.OK:
             self.seconds.observe(seconds)
+
+    def add_unread(self, reason: str) -> None:
+        """Count what was refused before there was a request: ``NOT_HTTP``, ``HEAD_TOO_LARGE``."""
+        self.rejections[(reason,)] += 1
 
 
 def _classify(status: int | None, refusal: str | None) -> tuple[Outcome, str]:
