@@ -54,13 +54,13 @@ class _Loaded:
 
     Attributes:
         backend: Text to tokens.
-        bos: The token that an empty prompt starts from.
         special: The tokens without a text.
+        names: Some of them by name, as ``bos_token``.
     """
 
     backend: Backend
-    bos: str | None
     special: frozenset[str]
+    names: dict[str, str]
 
 
 class Tokenizer:
@@ -85,7 +85,9 @@ class Tokenizer:
         self._backend.no_padding()
         self._vocabulary = self._backend.get_vocab()
         self._special = frozenset(self._vocabulary[token] for token in loaded.special)
-        self._bos = None if loaded.bos is None else self._vocabulary[loaded.bos]
+        self.special_tokens = loaded.names  # their texts by name
+        bos = loaded.names.get("bos_token")
+        self._bos = None if bos is None else self._vocabulary[bos]
         self._bytes = self._bytes_by_id(folder)
 
     def _bytes_by_id(self, folder: Path) -> list[bytes]:
@@ -159,8 +161,9 @@ def _load_with_transformers(folder: Path) -> _Loaded:
     from transformers import AutoTokenizer
 
     loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
-    special = frozenset(loaded.all_special_tokens)
-    return _Loaded(loaded.backend_tokenizer, loaded.bos_token, special)
+    named = {name: getattr(loaded, name) for name in SPECIAL_TOKENS}
+    names = {name: str(token) for name, token in named.items() if token is not None}
+    return _Loaded(loaded.backend_tokenizer, frozenset(loaded.all_special_tokens), names)
 
 
 def _read_files(folder: Path) -> _Loaded | None:
@@ -171,8 +174,8 @@ def _read_files(folder: Path) -> _Loaded | None:
         special = _special_tokens(folder, settings)
         ids = _json_if_there(folder / "added_tokens.json")
         if special is not None and _is_plain(json.loads(text), settings, special, ids):
-            bos = special["bos_token"]
-            return _Loaded(Backend.from_str(text), bos, frozenset(filter(None, special.values())))
+            names = {name: token for name, token in special.items() if token is not None}
+            return _Loaded(Backend.from_str(text), frozenset(names.values()), names)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass  # transformers finds words for it
     return None

@@ -29,6 +29,7 @@ from gptj_predictor.settings import (
 )
 
 if TYPE_CHECKING:
+    from gptj_predictor.chat_template import ChatTemplate
     from gptj_predictor.server.access import Access
 
 #: Every setting that a flag or a variable of ``serve`` may have.
@@ -177,12 +178,30 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
             requests=requests,
             drain=drain,
             load=load,
+            chat_template=read_chat_template(settings, plan.tokenizer.special_tokens),
         )
         traces = start_traces(environment)
         server = PredictorServer(
             predictor, drain, flags, settings, phases, access=access, traces=traces
         )
         server.run()
+
+
+def read_chat_template(
+    settings: ServerSettings, special_tokens: Mapping[str, str]
+) -> ChatTemplate | None:
+    """Makes prompts of chats.
+
+    Raises:
+        SettingsError: the file cannot be read, or has no template.
+    """
+    from gptj_predictor.chat_template import ChatTemplate, ChatTemplateError
+
+    file = settings.chat_template
+    try:
+        return None if file is None else ChatTemplate.read(file, special_tokens)
+    except ChatTemplateError as error:
+        raise SettingsError(f"--chat_template {file}: {error}") from error
 
 
 def open_access(settings: ServerSettings) -> Access:

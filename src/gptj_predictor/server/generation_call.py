@@ -58,15 +58,15 @@ class GenerationRequest:
         parameters: What the client gave, over the server's defaults; ``model_fields_set`` has the
             names of those that the client gave.
         stream: Whether the client wants each piece of text as it comes.
-        scores_prompts: Whether log-probabilities are wanted of the prompts' tokens too.
         names: For errors.
+        scores_prompts: Whether log-probabilities are wanted of the prompts' tokens too.
     """
 
     prompts: tuple[Prompt, ...]
     parameters: GenerationParameters
     stream: bool = False
-    scores_prompts: bool = False
     names: FieldNames = FieldNames()
+    scores_prompts: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)

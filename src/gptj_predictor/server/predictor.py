@@ -14,6 +14,7 @@ from grpc_interceptor.exceptions import Unimplemented
 from kserve.errors import ModelNotReady
 
 from gptj_predictor import __version__
+from gptj_predictor.chat_template import ChatTemplate
 from gptj_predictor.common.threads import in_daemon_thread
 from gptj_predictor.engine.core import EngineInfo
 from gptj_predictor.engine.request import FinishReason
@@ -45,6 +46,7 @@ class GPTJPredictor(kserve.Model):
         requests: ActiveRequests,
         drain: Drain,
         load: Callable[[], TextGenerator],
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         """Prepare; nothing is loaded yet.
 
@@ -56,12 +58,14 @@ class GPTJPredictor(kserve.Model):
             requests: Those that the server is working on.
             drain: Whether the server is about to end.
             load: Loads the weights and starts the engine. It may take minutes.
+            chat_template: Makes prompts of chats, if there is one.
         """
         super().__init__(name)
         self.engine = True  # tells kserve to run start_engine beside the servers
         self.created = int(time.time())  # in seconds since 1970
         self.defaults = defaults
         self.limits = limits
+        self.chat_template = chat_template
         self.requests = requests
         self._model_id = model_id
         self._drain = drain

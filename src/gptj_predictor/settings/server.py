@@ -171,6 +171,11 @@ class ServerSettings(BaseModel):
         description="Seconds that a step may take. After them the server counts as hanging: it "
         "ends, with exit code 1.",
     )
+    chat_template: Annotated[Path | None, UnsetMeans("none, and chats are refused")] = Field(
+        None,
+        description="File with a chat template in Jinja, for OpenAI's chat completions. GPT-J has "
+        "none of its own.",
+    )
     max_instances: int = Field(32, ge=1, description="Prompts in one request.")
     max_body_bytes: int = Field(
         2_000_000, ge=1, description="Maximum size of a request's body in bytes."

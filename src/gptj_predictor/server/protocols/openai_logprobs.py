@@ -55,7 +55,7 @@ class LogprobsFormat:
         written = list(chain(before, text))
         return {
             "tokens": [self.spell(one.token_id) for one in written],
-            "token_logprobs": [one.logprobs and _bounded(one.logprobs.logprob) for one in written],
+            "token_logprobs": [one.logprobs and bounded(one.logprobs.logprob) for one in written],
             "top_logprobs": [one.logprobs and self._likeliest(one.logprobs) for one in written],
             "text_offset": [one.start for one in written],
         }
@@ -80,15 +80,16 @@ class LogprobsFormat:
     def _likeliest(self, logprobs: TokenLogprobs) -> dict[str, float]:
         """The likeliest tokens, and the one that came if it is not among them."""
         known = (*logprobs.top, (logprobs.token_id, logprobs.logprob))
-        return {self.spell(token_id): _bounded(logprob) for token_id, logprob in known}
+        return {self.spell(token_id): bounded(logprob) for token_id, logprob in known}
 
 
 def mean_logprob(tokens: Sequence[GeneratedToken]) -> float:
     """What ``best_of`` compares: the mean of a text's log-probabilities, per token."""
     if not tokens:
         return MIN_LOGPROB
-    return sum(_bounded(one.logprobs.logprob) for one in tokens) / len(tokens)
+    return sum(bounded(one.logprobs.logprob) for one in tokens) / len(tokens)
 
 
-def _bounded(logprob: float) -> float:
+def bounded(logprob: float) -> float:
+    """A log-probability that JSON has, and not below OpenAI's least."""
     return max(logprob, MIN_LOGPROB)

@@ -1,11 +1,11 @@
-"""What OpenAI's completions look like: requests as they are checked, answers as OpenAPI shows them.
+"""The fields of requests to OpenAI's routes, and how they are checked.
 
-Field by field as in OpenAI's reference, https://platform.openai.com/docs/api-reference/completions.
+Field by field as in OpenAI's reference, https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from kserve.errors import InvalidInput
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,10 +22,37 @@ RENAMED = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "return_
 WORDS = {
     "prompt": "it must be a string, a list of token ids, or a list of strings or of such lists",
     "stream_options": "use an object with include_usage, which is true or false",
+    "messages": "it must be a list of objects with role and content",
     "suffix": "leave it out: a text is continued at its end",
 }
 
 Fields = TypeVar("Fields", bound=BaseModel)
+
+
+#: Who may speak in a chat.
+ROLES = ("system", "developer", "user", "assistant")
+
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+_MESSAGES: dict[str, Any] = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+            "name": {"type": "string"},
+        },
+        "required": ["role", "content"],
+        "additionalProperties": False,
+    },
+}
 
 
 class StreamOptions(BaseModel):
@@ -78,89 +105,33 @@ class CompletionFields(BaseModel):
     )
 
 
-class TokenDetails(BaseModel):
-    """Of the prompts' tokens."""
+class ChatFields(BaseModel):
+    """The fields of a request for a chat that are OpenAI's alone."""
 
-    cached_tokens: int = Field(description="Those that the prefix cache had.")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-
-class Usage(BaseModel):
-    """Tokens of a request; a prompt counts once, however many texts it has."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: TokenDetails
-
-
-class Logprobs(BaseModel):
-    r"""Log-probabilities of a text's tokens; the lists are equally long.
-
-    Bytes that are not a whole character are spelled ``bytes:\xe2\x82``. A token that ends the
-    text is there too. What a stop string cut away is not.
-    """
-
-    tokens: list[str]
-    token_logprobs: list[float | None] = Field(description="null for a prompt's first token.")
-    top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int] = Field(description="Where each token begins in text, in characters.")
-
-
-class CompletionChoice(BaseModel):
-    """A text, or the next part of one."""
-
-    index: int = Field(description="Texts of the first prompt come first.")
-    text: str
-    logprobs: Logprobs | None = None
-    finish_reason: Literal["stop", "length"] | None = Field(
-        description="stop: at the end of the text or before a stop string; length: it was cut off, "
-        "by max_tokens, by its deadline or by the server's end; null: more comes."
+    model: str | None = Field(
+        None, description="The model's name or id. There is one, so it need not be named."
     )
-
-
-class Completion(BaseModel):
-    """An answer, or an event of a streamed one."""
-
-    id: str = Field(description="cmpl- and the request's id, which the server's log has.")
-    object: Literal["text_completion"] = "text_completion"
-    created: int = Field(description="When the request came, in seconds since 1970.")
-    model: str
-    system_fingerprint: str = Field(description="Another one may give other texts for a seed.")
-    choices: list[CompletionChoice]
-    usage: Usage | None = None
-
-
-class ModelCard(BaseModel):
-    """The served model."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = Field(description="When it was first served, in seconds since 1970.")
-    owned_by: str = "gptj-predictor"
-    max_model_len: int = Field(description="Tokens of the longest sequence, prompt included.")
-
-
-class ModelList(BaseModel):
-    """All models: one. ``models`` is V1's list, the rest is OpenAI's."""
-
-    models: list[str]
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
-
-
-class OpenAIError(BaseModel):
-    """What is wrong."""
-
-    message: str
-    type: str
-    param: str | None = Field(description="The field at fault.")
-    code: str | None
-
-
-class OpenAIErrorResponse(BaseModel):
-    """Any error."""
-
-    error: OpenAIError
+    messages: Any = Field(description="The chat so far.", json_schema_extra=_MESSAGES)
+    max_completion_tokens: Annotated[int | None, ModelLimit("context"), UnsetMeans("context")] = (
+        Field(None, ge=1, description="Maximum number of new tokens.")
+    )
+    max_tokens: Annotated[int | None, ModelLimit("context"), UnsetMeans("context")] = Field(
+        None, ge=1, description="The older name of max_completion_tokens."
+    )
+    n: int = Field(1, ge=1, le=8, description="Messages to choose from.")
+    logprobs: bool = Field(False, description="Whether tokens come with log-probabilities.")
+    top_logprobs: Annotated[int | None, UnsetMeans("none")] = Field(
+        None, ge=0, le=20, description="With logprobs: of so many likeliest tokens too."
+    )
+    stream: bool = Field(
+        False, description="Whether the answer comes in pieces, as server-sent events."
+    )
+    stream_options: StreamOptions | None = Field(None, description="Only with stream.")
+    user: Annotated[str | None, UnsetMeans("none")] = Field(
+        None, description="For clients that send it; it changes nothing."
+    )
 
 
 def completion_schema(limits: Limits) -> dict[str, Any]:
@@ -181,6 +152,11 @@ def completion_schema(limits: Limits) -> dict[str, Any]:
         {"type": "null"},
     ]
     return schema
+
+
+def chat_schema(limits: Limits) -> dict[str, Any]:
+    """The same of a request for a chat."""
+    return _schema(ChatFields, limits)
 
 
 def _schema(kind: type[BaseModel], limits: Limits) -> dict[str, Any]:
@@ -222,14 +198,14 @@ def read_fields(
                 if other in own
                 else unknown_name([name], known)
             )
-    given = {name: value for name, value in raw.items() if value is not None or name == "prompt"}
+    given = {name: value for name, value in raw.items() if value is not None or name in WORDS}
     try:
         fields = kind.model_validate({k: v for k, v in given.items() if k in own}, strict=True)
     except ValidationError as error:
         raise InvalidInput(_explain(error, kind, limits)) from None
     parameters = {name: value for name, value in given.items() if name not in own}
     for name, other in RENAMED.items():
-        if other in fields.model_fields_set and other != "echo":
+        if other in fields.model_fields_set and other in ("n", "max_tokens"):
             parameters[name] = getattr(fields, other)
     return fields, parameters
 

@@ -20,13 +20,18 @@ from gptj_predictor.server.protocols.openai import (
     format_response,
     parse_request,
 )
-from gptj_predictor.server.protocols.openai_schema import (
+from gptj_predictor.server.protocols.openai_answers import (
+    ChatCompletion,
     Completion,
     ModelCard,
     ModelList,
     OpenAIErrorResponse,
-    completion_schema,
 )
+from gptj_predictor.server.protocols.openai_chat import ChatRequest
+from gptj_predictor.server.protocols.openai_chat import events as chat_events
+from gptj_predictor.server.protocols.openai_chat import format_response as format_chat
+from gptj_predictor.server.protocols.openai_chat import parse_request as parse_chat
+from gptj_predictor.server.protocols.openai_schema import chat_schema, completion_schema
 from gptj_predictor.server.routes.generate import WireFormat, generate
 
 #: Of errors; those that only bad HTTP gets are left out.
@@ -69,23 +74,38 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         )
         return await generate(request, dataplane, predictor, wire)
 
+    async def chat(request: Request) -> Response:
+        head = _head(request, predictor)
+
+        def parse(body: bytes) -> ChatRequest:
+            template = predictor.chat_template
+            asked = parse_chat(body, predictor.limits, head, template)
+            _check_model(predictor, asked.model)
+            return asked
+
+        tokenizer = predictor.tokenizer
+        wire = WireFormat(
+            parse=parse,
+            answer=lambda asked, texts: JSONResponse(format_chat(asked, texts, tokenizer)),
+            events=lambda asked, generation: chat_events(asked, generation, tokenizer),
+            error_event=error_event,
+        )
+        return await generate(request, dataplane, predictor, wire)
+
     for prefix in PREFIXES:
         router.add_api_route(f"{prefix}/models", models, methods=["GET"])
-        router.add_api_route(
-            f"{prefix}/completions",
-            completions,
-            methods=["POST"],
-            response_model=Completion,
-            responses=errors,
-            openapi_extra={
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {"schema": completion_schema(predictor.limits)}
-                    },
-                }
-            },
-        )
+        for path, endpoint, answer, schema in (
+            ("completions", completions, Completion, completion_schema),
+            ("chat/completions", chat, ChatCompletion, chat_schema),
+        ):
+            router.add_api_route(
+                f"{prefix}/{path}",
+                endpoint,
+                methods=["POST"],
+                response_model=answer,
+                responses=errors,
+                openapi_extra={"requestBody": _json_body(schema(predictor.limits))},
+            )
     # An id may have a slash in it, as ours has on the hub.
     router.add_api_route(
         "/openai/v1/models/{model_id:path}",
@@ -94,6 +114,10 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         responses={404: {"model": OpenAIErrorResponse}},
     )
     return router
+
+
+def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _head(request: Request, predictor: GPTJPredictor) -> Head:
