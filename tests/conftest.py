@@ -98,7 +98,7 @@ def engine(small: ReferenceModel) -> Iterator[RunningEngine]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[RunningServer]:
     """The demo, served by a real process."""
-    with RunningServer() as running:
+    with RunningServer(grpc=True) as running:
         running.wait_until_ready()
         yield running
 

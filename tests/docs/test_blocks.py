@@ -43,7 +43,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 @pytest.mark.process
 @pytest.mark.parametrize("document", WITH_COMMANDS)
 def test_commands(document: str, server: RunningServer, hub: HubServer, tmp_path: Path) -> None:
-    shell = Shell(tmp_path, port=server.port, hub=hub.endpoint)
+    shell = Shell(tmp_path, port=server.port, grpc_port=server.grpc_port, hub=hub.endpoint)
     for block in BLOCKS[document]:
         if block.runs:
             check_output(block, shell.run(block))

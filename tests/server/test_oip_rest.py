@@ -368,6 +368,7 @@ def test_generate_and_its_stream(native: RunningServer, more: dict[str, Any]) ->
     *first, last = stream(native.client, f"{GENERATE}_stream", body).events
     assert "stop" in more or len(first) > 10
     assert "".join(one["text_output"] for one in (*first, last)) == text["generated_text"]
+    assert last["text_output"] == ""
     for one, done in (*((one, False) for one in first), (last, True)):
         assert one == head | {"text_output": one["text_output"], "id": "mine", "done": done}
 

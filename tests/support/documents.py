@@ -52,8 +52,8 @@ NUMBER = re.compile(r"\b[0-9a-f]{12,40}\b|\d[\d.,:]*\s?([kMG]i?B|B|ms|s)?\b")
 #: Flags of Helm without a value, which change nothing of what is rendered here.
 SWITCHES = ("--reuse-values",)
 
-#: The server's address in the documents.
-ADDRESS = "localhost:8080"
+#: The server's addresses in the documents, for HTTP and for gRPC.
+ADDRESS, GRPC_ADDRESS = "localhost:8080", "localhost:8081"
 
 
 @dataclass(frozen=True)
@@ -119,15 +119,19 @@ class Shell:
     for its own.
     """
 
-    def __init__(self, folder: Path, *, port: int, hub: str) -> None:
+    def __init__(self, folder: Path, *, port: int, grpc_port: int, hub: str) -> None:
         """Prepare.
 
         Args:
             folder: An empty folder.
             port: A running server's, which stands in for the documents' port 8080.
+            grpc_port: The same for port 8081.
             hub: Address of the hub to pull from.
         """
-        self._address = f"127.0.0.1:{port}"
+        self._addresses = {
+            ADDRESS: f"127.0.0.1:{port}",
+            GRPC_ADDRESS: f"127.0.0.1:{grpc_port}",
+        }
         self._home = folder / "home"
         self._work = self._home / "gptj-predictor"
         self._work.mkdir(parents=True)
@@ -155,7 +159,9 @@ class Shell:
 
     def run(self, block: Block) -> str:
         """Run a block and return what it prints; it must succeed."""
-        text = block.text.replace(ADDRESS, self._address)
+        text = block.text
+        for documented, real in self._addresses.items():
+            text = text.replace(documented, real)
         shell = ["bash", "-e", "-o", "pipefail", "-c", text]
         done = subprocess.run(
             shell if block.language == "sh" else [sys.executable, "-c", text],
@@ -202,8 +208,9 @@ def _in_one_piece(stream: str) -> list[dict[str, Any]]:
     for line in filter(None, stream.splitlines()):
         data = line.removeprefix("data: ")
         event = json.loads(data) if data.startswith("{") else {"line": line}
-        if merged and "text" in event and event == merged[-1] | {"text": event["text"]}:
-            merged[-1]["text"] += event["text"]
+        name = next((name for name in ("text", "text_output") if name in event), "")
+        if merged and name and event == merged[-1] | {name: event[name]}:
+            merged[-1][name] += event[name]
         else:
             merged.append(event)
     return merged

@@ -60,7 +60,9 @@ class GenerateResponse(BaseModel):
 class GenerateEvent(GenerateResponse):
     """An event of a stream."""
 
-    text_output: str = Field(description="The next part of the text, in whole characters.")
+    text_output: str = Field(
+        description="The next part of the text, in whole characters; empty in the last event."
+    )
     details: Details | None = Field(None, description="Only in the last event.")
     done: bool = Field(description="Whether it is the last event.")
 
@@ -164,19 +166,17 @@ def generate_response(
 async def generate_events(
     request: GenerateRequest, generation: Generation, model_name: str
 ) -> AsyncIterator[bytes]:
-    """The text as it comes; the last part says that it is the last."""
-    before, last = _prompt(request), ""
+    """The text as it comes; then that this was all, without more text."""
+    before = _prompt(request)
     async for pieces in generation.pieces(KEEP_ALIVE_SECONDS):
         if not pieces:
             yield KEEP_ALIVE
         for piece in pieces:  # of one text
-            if piece.end is not None:
-                last = piece.text
-            elif piece.text:
+            if piece.text:
                 yield event(_message(request, before + piece.text, model_name) | {"done": False})
                 before = ""
     [[text]] = await generation.texts()
-    message = _message(request, before + last, model_name) | _details(request, text)
+    message = _message(request, before, model_name) | _details(request, text)
     yield event(message | {"done": True})
 
 
