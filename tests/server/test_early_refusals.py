@@ -61,7 +61,10 @@ class Both:
         async def send(message: Message) -> None:
             sent.append(message)
 
-        asyncio.run(self.late(scope, receive, send))
+        async def ask() -> None:
+            await self.late(scope, receive, send)
+
+        asyncio.run(ask())
         start, body = sent
         return start["status"], list(start["headers"]), body["body"]
 
@@ -111,7 +114,7 @@ def test_refusals_are_the_same(
 ) -> None:
     made = both(keys=keys if keyed else None)
     headers = REFUSED[name]["headers"]
-    scope = REFUSED[name] | {"headers": [*headers, *([KEYED] if keyed else [])]}
+    scope = {**REFUSED[name], "headers": [*headers, *([KEYED] if keyed else [])]}
     with caplog.at_level(logging.INFO):
         early = made.early(dict(scope))
         status, late_headers, body = made.ask_late(dict(scope))

@@ -18,7 +18,6 @@ ORDER = (
     "metrics",
     "metrics_vllm",
     "metrics_table",
-    "request_counts",
     "trace_export",
     "traces",
     "http_protocol",

@@ -336,7 +336,7 @@ def test_head_over_the_limit(strict: Strict, flood: bytes, counted: str) -> None
         assert b'{"error":' in received
         with contextlib.suppress(ConnectionError):
             assert connection.recv(1000) == b""
-    wait_for(lambda: Scrape.of(strict.server).rises(before))
+    wait_for(lambda: bool(Scrape.of(strict.server).rises(before)))
     assert Scrape.of(strict.server).rises(before) == {counted: 1}
 
 
