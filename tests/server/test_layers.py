@@ -14,13 +14,13 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
-    "early_refusals",
     "metrics",
     "metrics_vllm",
     "metrics_table",
     "trace_export",
     "traces",
     "http_protocol",
+    "request_counts",
     "grpc_server",
     "grpc_calls",
     "routes.app",
