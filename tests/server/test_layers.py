@@ -55,6 +55,7 @@ ORDER = (
     "active_requests",
     "admission",
     "access",
+    "request_counts",
     "middleware",
     "error_body",
     "protocol",
