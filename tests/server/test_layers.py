@@ -20,7 +20,6 @@ ORDER = (
     "trace_export",
     "traces",
     "http_protocol",
-    "request_counts",
     "grpc_server",
     "grpc_calls",
     "routes.app",
