@@ -18,7 +18,7 @@ from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, refuse
 from gptj_predictor.server.protocol import GRPC_PROBES, protocol_of
 
 #: Seconds that the event loop rests after a full queue's refusals.
-REST_SECONDS = 0.015
+REST_SECONDS = 0.02
 
 
 class Rest:
