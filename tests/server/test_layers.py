@@ -14,7 +14,6 @@ PACKAGE = Path(gptj_predictor.server.__file__).parent
 #: From the socket to the engine. ``kserve_flags`` stands alone.
 ORDER = (
     "process",
-    "early_refusals",
     "metrics",
     "metrics_vllm",
     "metrics_table",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -122,6 +123,8 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
         SettingsError: exit code 2.
         StartError: exit code 1.
     """
+    # Until the model is loaded almost nothing becomes garbage, and looking for it takes time.
+    gc.disable()
     settings, defaults, name = read_settings(flags, environment)
     from gptj_predictor.cli.logs import use_json_lines
     from gptj_predictor.server.kserve_flags import use_flags
@@ -166,6 +169,9 @@ def serve(flags: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
         def load() -> TextGenerator:
             generator = TextGenerator(plan.start_engine(), plan.tokenizer)
+            gc.collect()
+            gc.freeze()  # a look at all that is there now would stop everything for 0.2 s
+            gc.enable()
             phases.finish()
             logger.info("ready %.2f s after the process began: %s", phases.total, phases)
             return generator

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,59 +35,42 @@ class Access:
     open_metrics: bool = False
     proxies: tuple[str, ...] = ()
 
-    def identify(self, scope: Scope) -> bool:
-        """Find a request's caller: first its address, then its key; see ``caller_of``.
-
-        Once more changes nothing.
-
-        Returns:
-            Whether it has a key, or needs none whatever it asks for.
-        """
-        if self._forwarded is not None:
-            self._forwarded(scope)
-        if self.keys is None:
-            return True
-        caller = self.keys.caller(_authorization(scope))
-        if caller is None:
-            return False
-        scope[CALLER] = caller
-        return True
-
-    def is_open(self, scope: Scope) -> bool:
-        """Whether a request is answered without a key."""
-        path = scope["path"]
-        if scope["method"] not in ("GET", "HEAD"):
-            return GRPC_PROBES.fullmatch(path) is not None
-        return OPEN_PATHS.fullmatch(path) is not None or (self.open_metrics and path == "/metrics")
-
     def guard(self, app: ASGIApp) -> ASGIApp:
-        """Wrap an application."""
-        return Guard(app, self) if self.proxies or self.keys is not None else app
-
-    @cached_property
-    def _forwarded(self) -> ForwardedFor | None:
-        return ForwardedFor(self.proxies) if self.proxies else None
+        """Wrap an application: first find the caller's address, then its key."""
+        if self.keys is not None:
+            app = RequireKey(app, self.keys, open_metrics=self.open_metrics)
+        return ForwardedFor(app, self.proxies) if self.proxies else app
 
 
-class Guard:
+class RequireKey:
     """Answers 401 to a request without a key, before its body is read."""
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, *, open_metrics: bool) -> None:
         self._app = app
-        self._access = access
+        self._keys = keys
+        self._open_metrics = open_metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
-        if scope["type"] != "http" or self._access.identify(scope) or self._access.is_open(scope):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        text = UNKNOWN_KEY if _authorization(scope) else NO_KEY
-        refusal_reason(scope, text)
-        note_refusal(scope, "unauthenticated")
-        body = error_body(scope["path"], 401, text)
-        refusal = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
-        await refusal(scope, receive, send)
+        authorization = header(scope, b"authorization", b"").decode("latin-1")
+        caller = self._keys.caller(authorization)
+        if caller is not None:
+            scope[CALLER] = caller
+        elif not self._is_open(scope):
+            text = UNKNOWN_KEY if authorization else NO_KEY
+            refusal_reason(scope, text)
+            note_refusal(scope, "unauthenticated")
+            body = error_body(scope["path"], 401, text)
+            refusal = JSONResponse(body, 401, {"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
-
-def _authorization(scope: Scope) -> str:
-    return header(scope, b"authorization", b"").decode("latin-1")
+    def _is_open(self, scope: Scope) -> bool:
+        path = scope["path"]
+        if scope["method"] not in ("GET", "HEAD"):
+            return GRPC_PROBES.fullmatch(path) is not None
+        return OPEN_PATHS.fullmatch(path) is not None or (self._open_metrics and path == "/metrics")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, cast
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 #: In a request's scope: the caller's name if a key was found.
 CALLER = "gptj_predictor.caller"
+
+#: In a request's scope: address and port of the socket's other end.
+_PEER = "gptj_predictor.peer"
 
 FORWARDED_FOR = b"x-forwarded-for"
 
@@ -44,25 +46,33 @@ class ForwardedFor:
     itself names without end.
     """
 
-    def __init__(self, proxies: Sequence[str]) -> None:
-        """Trust some addresses and networks."""
-        self._forwarded: Any = ProxyHeadersMiddleware(cast("Any", _do_nothing), list(proxies))
+    def __init__(self, app: ASGIApp, proxies: Sequence[str]) -> None:
+        """Wrap an application.
 
-    def __call__(self, scope: Scope) -> None:
-        """Leave the address in a request's scope. Once more changes nothing."""
-        if sum(len(v) for k, v in scope["headers"] if k == FORWARDED_FOR) > MAX_FORWARDED_BYTES:
+        Args:
+            app: What is wrapped.
+            proxies: Addresses and networks that are trusted.
+        """
+        self._app = app
+        self._forwarded: Any = ProxyHeadersMiddleware(cast("Any", self._checked), list(proxies))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; see ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        peer = scope.get("client")
-        with suppress(StopIteration):  # it waits for nothing
-            self._forwarded(scope, None, None).send(None)
-        client = scope.get("client")
+        scope[_PEER] = scope.get("client")
+        if sum(len(v) for k, v in scope["headers"] if k == FORWARDED_FOR) <= MAX_FORWARDED_BYTES:
+            await self._forwarded(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _checked(self, scope: Scope, receive: Receive, send: Send) -> None:
+        peer, client = scope[_PEER], scope.get("client")
         if client is not None and client != peer:
             address = _address(client[0])
             scope["client"] = peer if address is None else (address, client[1])
-
-
-async def _do_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application of a middleware that is wanted for what it does to the scope."""
+        await self._app(scope, receive, send)
 
 
 def _address(text: str) -> str | None:

@@ -6,21 +6,12 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import orjson
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from gptj_predictor.server.middleware import RefusalAnswer
 from gptj_predictor.server.request_counts import HEAD_TOO_LARGE, NOT_HTTP
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
 
 logger = logging.getLogger(__name__)
 
@@ -28,37 +19,9 @@ logger = logging.getLogger(__name__)
 #: keep any number of them.
 MAX_HEAD_BYTES = 65_536
 
-#: Seconds for which connections that had an early refusal are not read: no more than ``Drain``
-#: leaves between two looks.
-PAUSE_SECONDS = 0.02
-
-
-class ReadPause:
-    """Connections that are read again together."""
-
-    def __init__(self) -> None:
-        self._transports: list[asyncio.Transport] = []
-
-    def add(self, transport: asyncio.Transport) -> None:
-        """Do not read a connection for a moment."""
-        if transport.is_closing():
-            return
-        transport.pause_reading()
-        self._transports.append(transport)
-        if len(self._transports) == 1:
-            asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._end)
-
-    def _end(self) -> None:
-        transports, self._transports = self._transports, []
-        for transport in transports:
-            if not transport.is_closing():
-                transport.resume_reading()
-
 
 def limited_protocol(
-    receive_seconds: float,
-    count_unread: Callable[[str], None],
-    refuse_early: Callable[[Scope], RefusalAnswer | None] | None = None,
+    receive_seconds: float, count_unread: Callable[[str], None]
 ) -> type[HttpToolsProtocol]:
     """uvicorn's HTTP protocol for clients that mean no good.
 
@@ -68,15 +31,11 @@ def limited_protocol(
     * What comes behind a request that is not answered yet is dropped, and the connection closes
       with that answer. uvicorn would stop reading until then and not see that the client hangs up.
       (RFC 9112, 9.3.2: a client sends again what it sent ahead and has no answer to.)
-    * What is refused early is answered at once. Its connection is read again a little later,
-      together with all that were refused meanwhile: waking up costs more than a refusal.
 
     Args:
         receive_seconds: For a request to arrive whole.
         count_unread: Told ``NOT_HTTP`` or ``HEAD_TOO_LARGE`` where no request came of it.
-        refuse_early: Refuses a request by its head, before the application is called.
     """
-    pause = ReadPause()
 
     class LimitedProtocol(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -135,18 +94,6 @@ def limited_protocol(
                 self._stop_deadline()
                 super().on_message_complete()
 
-        def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-            refused = None
-            if refuse_early is not None and not self.flow.write_paused:
-                refused = refuse_early(cast("Scope", cycle.scope))
-            if refused is None:
-                super()._start_asgi_task(cycle, app)
-                return
-            cycle.response_started = cycle.response_complete = True
-            self._answer(refused, close=not cycle.keep_alive)
-            self.on_response_complete()
-            pause.add(self.transport)
-
         def send_400_response(self, msg: str) -> None:
             self._refuse(400, "this is not HTTP", NOT_HTTP)
 
@@ -158,26 +105,19 @@ def limited_protocol(
             if not self._owes_an_answer:  # else the applications count it, as a client that is gone
                 count_unread(reason)
             if not (self._owes_an_answer and self.cycle.response_started):
-                body = orjson.dumps({"error": text})
-                headers = [
-                    (b"content-type", b"application/json"),
-                    (b"content-length", str(len(body)).encode()),
-                    (b"x-request-id", str(uuid.uuid4()).encode()),
-                ]
-                self._answer(RefusalAnswer(status, headers, body), close=True)
-            else:
-                self.transport.close()
+                self._answer(status, orjson.dumps({"error": text}))
+            self.transport.close()
 
-        def _answer(self, answer: RefusalAnswer, *, close: bool) -> None:
-            """Answer without the application."""
-            headers = [*self.server_state.default_headers, *answer.headers]
-            if close:
-                headers.append((b"connection", b"close"))
+        def _answer(self, status: int, body: bytes) -> None:
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                (b"x-request-id", str(uuid.uuid4()).encode()),
+                (b"connection", b"close"),
+            ]
             lines = [b"%s: %s\r\n" % header for header in headers]
-            head = [STATUS_LINE[answer.status], *lines, b"\r\n"]
-            self.transport.write(b"".join([*head, answer.body]))
-            if close:
-                self.transport.close()
+            self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
 
         @property
         def _owes_an_answer(self) -> bool:

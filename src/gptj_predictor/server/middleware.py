@@ -7,7 +7,6 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -108,38 +107,6 @@ def generation_of(scope: Scope) -> Any:
     return scope.get(_GENERATION)
 
 
-@dataclass(frozen=True)
-class RefusalAnswer:
-    """An answer without the application, which has not seen the request."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
-
-
-def refusal_answer(
-    scope: Scope, status: int, text: str, refusal: str, retry_after: int
-) -> RefusalAnswer:
-    """Make such an answer.
-
-    Args:
-        scope: The request's.
-        status: Of the answer.
-        text: What the client and the log are told.
-        refusal: See :func:`note_refusal`.
-        retry_after: Seconds.
-    """
-    refusal_reason(scope, text)
-    note_refusal(scope, refusal)
-    body = orjson.dumps(error_body(scope["path"], status, text))
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(body)),
-        (b"retry-after", b"%d" % retry_after),
-    ]
-    return RefusalAnswer(status, headers, body)
-
-
 async def refuse(
     scope: Scope,
     send: Send,
@@ -150,7 +117,7 @@ async def refuse(
     *,
     close: bool = False,
 ) -> None:
-    """Send a refusal; see :func:`refusal_answer`.
+    """Answer without the application, which has not seen the request.
 
     Args:
         scope: The request's.
@@ -161,12 +128,18 @@ async def refuse(
         retry_after: Seconds.
         close: Whether the connection ends with the answer.
     """
-    answer = refusal_answer(scope, status, text, refusal, retry_after)
+    refusal_reason(scope, text)
+    note_refusal(scope, refusal)
+    body = orjson.dumps(error_body(scope["path"], status, text))
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", str(retry_after).encode()),
+    ]
     if close:
-        answer.headers.append((b"connection", b"close"))
-    start = {"type": "http.response.start", "status": answer.status, "headers": answer.headers}
-    await send(start)
-    await send({"type": "http.response.body", "body": answer.body})
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class RequestId:
@@ -180,7 +153,8 @@ class RequestId:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = set_request_id(scope)
+        given = header(scope, b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -188,6 +162,8 @@ class RequestId:
                 _set_request_id(message, request_id)
             await send(message)
 
+        # What logs or measures further in takes the id from the request's headers.
+        _set_request_id(scope, request_id)
         await self._app(scope, receive, send_with_id)
 
 
@@ -216,21 +192,14 @@ class RequestLog:
             logger.exception("request %s failed", request_id, extra={"request_id": request_id})
         finally:
             status = 499 if refusal_of(scope) == CLIENT_GONE else status_of(scope) or 500
-            log_request(scope, status, time.perf_counter() - started)
+            _log(scope, status, time.perf_counter() - started)
             if self._log_prompts and _TEXTS in scope:
                 # In a text log it looks as in Python, with every special character escaped.
                 fields = {"message": "prompts and texts", "request_id": request_id_of(scope)}
                 logger.info(fields | scope[_TEXTS])
 
 
-def log_request(scope: Scope, status: int, seconds: float) -> None:
-    """Write a request's line.
-
-    Args:
-        scope: The request's.
-        status: Of its answer.
-        seconds: That it took.
-    """
+def _log(scope: Scope, status: int, seconds: float) -> None:
     path = scope["path"]
     quiet = status < 400 and QUIET_PATHS.fullmatch(path) is not None
     reason = scope.get(_REASON)
@@ -301,18 +270,6 @@ def header(scope: Scope, name: bytes, default: bytes) -> bytes:
     """The last header of a name, which is in lower case as ASGI has all names."""
     values = [value for key, value in scope["headers"] if key == name]
     return values[-1] if values else default
-
-
-def set_request_id(scope: Scope) -> str:
-    """Give a request one good id, in its headers, where what logs or measures finds it.
-
-    Returns:
-        The caller's if it is harmless, else a new one.
-    """
-    given = header(scope, b"x-request-id", b"").decode("latin-1")
-    request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-    _set_request_id(scope, request_id)
-    return request_id
 
 
 def request_id_of(scope: Scope) -> str:

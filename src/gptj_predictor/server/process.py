@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any
 import kserve
 from kserve.protocol.rest.server import RESTServer
 from prometheus_client import REGISTRY
-from starlette.types import Scope
 
 from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.access import Access
 from gptj_predictor.server.drain import Drain
-from gptj_predictor.server.early_refusals import EarlyRefusals
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
 from gptj_predictor.server.http_protocol import limited_protocol
 from gptj_predictor.server.kserve_quirks import ClosedRepository, TruthfulDataPlane
 from gptj_predictor.server.metrics import MetricsCollector
-from gptj_predictor.server.middleware import RefusalAnswer, request_middleware
+from gptj_predictor.server.middleware import request_middleware
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.request_counts import CountRequests, RequestCounts
 from gptj_predictor.server.routes.app import create_app
@@ -62,13 +60,12 @@ class PredictorRESTServer(RESTServer):
         *args: Any,
         receive_timeout_seconds: float,
         count_unread: Callable[[str], None],
-        refuse_early: Callable[[Scope], RefusalAnswer | None] | None,
         certificate: CertificateFiles | None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._certificate = certificate
-        self.config.http = limited_protocol(receive_timeout_seconds, count_unread, refuse_early)
+        self.config.http = limited_protocol(receive_timeout_seconds, count_unread)
         self.config.ws = "none"  # an upgrade would go past all limits
         self.config.server_header = False
         self.config.proxy_headers = False  # it would trust 127.0.0.1; see Access.proxies
@@ -152,7 +149,6 @@ class PredictorServer(kserve.ModelServer):
         count = partial(CountRequests, counts=counts)
         trace = None if traces is None else partial(traces.wrap, model_name=predictor.name)
         gate = partial(Gate, requests=predictor.requests, drain=drain)
-        refuse_early = None if traces is not None else EarlyRefusals(access, gate(app), counts)
         wrap = partial(
             request_middleware,
             max_body_bytes=settings.max_body_bytes,
@@ -182,7 +178,6 @@ class PredictorServer(kserve.ModelServer):
             ssl_keyfile=self.ssl_keyfile,
             receive_timeout_seconds=settings.receive_timeout_seconds,
             count_unread=counts.add_unread,
-            refuse_early=refuse_early,
             certificate=CertificateFiles.of(flags),
         )
 
