@@ -181,6 +181,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
     ServerSettings: {
         "cache",  # where the volume is mounted
         "tag",  # made from model.revision and model.precision
+        "chat_template",  # a file that whoever wants it has to mount
         "wait_for_snapshot",  # made from progressDeadline and probes.startup
         "model_id",  # only for --model_name, which the chart always gives
         "check_digests",

@@ -337,7 +337,7 @@ class TestProcess:
         ) as server:  # fmt: skip
             path = "/v1/models/my-model-v2:predict"
             server.wait_until(path.removesuffix(":predict"), 200)
-            assert server.client.get("/v1/models").json() == {"models": ["my-model-v2"]}
+            assert server.client.get("/v1/models").json()["models"] == ["my-model-v2"]
             body = {"instances": ["The secret to a happy life is to"]}
             first, second = (server.client.post(path, json=body).json() for _ in range(2))
             assert first == second
