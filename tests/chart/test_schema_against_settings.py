@@ -144,6 +144,7 @@ DERIVED = {
         "--wait_for_snapshot",
         "--http_port",
         "--enable_grpc",
+        "--grpc_port",
         "--tag",
         "--device",
         "--max_request_seconds",
