@@ -205,6 +205,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "api_key_file",  # where apiKeys.existingSecret is mounted
         "open_metrics",  # apiKeys.openMetrics, which without keys means nothing
         "step_timeout_seconds",
+        "cors_origins",
         "log_prompts",
     },
     BenchmarkSettings: {
@@ -216,6 +217,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "rounds",
         "seed",
         "url",
+        "stream",
         "api_key_file",  # for url alone
         "ca_file",
         "reference",
