@@ -187,7 +187,6 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "model_id",  # only for --model_name, which the chart always gives
         "check_digests",
         "device",  # made from gpu.count
-        "chat_template",
         "threads",
         "max_batch_size",
         "max_prefill_tokens",
