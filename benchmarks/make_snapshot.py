@@ -2,21 +2,21 @@
 
     .venv/bin/python benchmarks/make_snapshot.py FOLDER [--layers 28] [--hidden 4096]
 
-For measuring: the text it generates is noise. The tokenizer is the demo's. Needs the snapshot's
-size on disk (12.1 GB) and one shard's in memory.
+For measuring: the text it generates is noise. The tokenizer is the demo's, in which most token ids
+have no text, or one that ``--tokenizer`` names. Needs the snapshot's size on disk (12.1 GB) and one
+shard's in memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
 from safetensors.torch import save_file
-from transformers import GPTJConfig, GPTJForCausalLM
+from transformers import AutoTokenizer, GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.snapshot.folder import INDEX_FILE
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--tokenizer", default=str(DEMO_SNAPSHOT), help="folder or model id")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -42,8 +43,7 @@ def main() -> None:
     config.architectures = ["GPTJForCausalLM"]
     arguments.folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(arguments.folder)
-    for file in DEMO_SNAPSHOT.glob("tokenizer*"):
-        shutil.copy(file, arguments.folder)
+    AutoTokenizer.from_pretrained(arguments.tokenizer).save_pretrained(arguments.folder)
     generator = torch.Generator().manual_seed(arguments.seed)
     write_weights(arguments.folder, config, dtype, generator)
 

@@ -27,14 +27,23 @@ class Server:
     Args:
         flags: Of ``gptj-predictor serve``.
         tree: Root of a source tree to run; ``None`` for the package of this interpreter.
+        program: Starts the server otherwise.
+        variables: More of the environment.
     """
 
-    def __init__(self, *flags: object, tree: Path | None = None) -> None:
+    def __init__(
+        self,
+        *flags: object,
+        tree: Path | None = None,
+        program: str | None = None,
+        **variables: str,
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, "-m", "gptj_predictor", "serve", "--enable_grpc", "false"]
+        start = ["-m", "gptj_predictor"] if program is None else ["-c", program]
+        self._command = [sys.executable, *start, "serve", "--enable_grpc", "false"]
         self._command += ["--http_port", str(port), *map(str, flags)]
-        self._environment = environment(tree)
+        self._environment = environment(tree) | variables
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:

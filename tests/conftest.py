@@ -20,7 +20,15 @@ import pytest
 from tests.support.engines import RunningEngine
 from tests.support.faults import FAULTY_SERVER
 from tests.support.reference import ReferenceModel, make_reference
-from tests.support.secrets import KEYS, Authority, MountedSecret, bearer, key_lines, tls_flags
+from tests.support.secrets import (
+    KEYS,
+    ORIGINS,
+    Authority,
+    MountedSecret,
+    bearer,
+    key_lines,
+    tls_flags,
+)
 from tests.support.servers import HttpsServer, RunningServer
 
 #: Odd sizes, one head to many, rotary over a part of the head or all of it.
@@ -125,6 +133,7 @@ def secured(authority: Authority, secrets: MountedSecret) -> Iterator[HttpsServe
     """
     flags = [*tls_flags(secrets), "--api_key_file", secrets["keys"], "--open_metrics", "true"]
     flags += ["--log_format", "json", "--log_prompts", "true"]
+    flags += ["--cors_origins", ", ".join(ORIGINS)]
     fault = str(secrets.folder / "fault")
     with HttpsServer(
         authority.trusted(), *flags, grpc=True, program=FAULTY_SERVER, FAULT=fault

@@ -20,11 +20,15 @@ HEAD = (
     "| latency, ms | growth | errors |\n" + "|---" * 9 + "|"
 )
 #: What the table's columns mean, by protocol.
+STREAMED = (
+    "First token (TTFT): as streamed. Per token (TPOT): (latency - first token) / (tokens - 1), "
+    "each request's own."
+)
 NOTES = {
-    "v1": "First token: latency of requests for one token, sent beside the load. Per token: "
-    "(latency - median first token) / (new tokens - 1).",
-    "openai": "First token: as streamed. Per token: (latency - first token) / (tokens - 1), each "
-    "request's own.",
+    "v1": STREAMED,
+    "v1-unstreamed": "First token: latency of requests for one token, sent beside the load. Per "
+    "token: (latency - median first token) / (new tokens - 1).",
+    "openai": STREAMED,
 }
 
 Record = dict[str, Any]

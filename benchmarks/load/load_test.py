@@ -8,9 +8,10 @@ slow gets a queue. A rate with errors, or during which latency keeps growing, is
 ``--rates`` the capacity is measured first, with a fixed number of requests in flight, and the rates
 are shares of it.
 
-KServe's V1 protocol does not stream. Some requests beside the load therefore ask for one token
-only: what they take is what a user waits for a first token under that load. ``--protocol openai``
-is for servers that stream completions; there the first token is timed as it comes.
+Answers are streamed, by our V1 protocol or, with ``--protocol openai``, as OpenAI's completions,
+and the first token is timed as it comes. ``--protocol v1-unstreamed`` is for V1 services that do
+not stream: some requests beside the load ask for one token only, and what they take is what a user
+waits for a first token under that load.
 
 VENV is a virtual environment of aiperf's own, see README.md. Nothing else is needed or started.
 """
@@ -40,7 +41,7 @@ PATIENCE = 300
 
 V1_BODY = (
     '{"instances": [{{ text|tojson }}], "parameters": '
-    '{"min_new_tokens": {{ max_tokens }}, "max_new_tokens": {{ max_tokens }}FIELDS}}'
+    '{"min_new_tokens": {{ max_tokens }}, "max_new_tokens": {{ max_tokens }}FIELDS}STREAM}'
 )
 
 
@@ -73,8 +74,7 @@ def command(
     generator: str, arguments: argparse.Namespace, rate: float | None, number: int
 ) -> list[Any]:
     """Aiperf's command line for one rate. Every rate gets prompts of its own."""
-    protocol = v1 if arguments.protocol == "v1" else openai
-    flags, extra, requests = protocol(arguments)
+    flags, extra, requests = PROTOCOLS[arguments.protocol](arguments)
     if rate is None:
         load = ["--concurrency", arguments.in_flight]
         prompts = PROMPTS
@@ -92,32 +92,50 @@ def command(
     ]
 
 
-def v1(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Any], float]:
-    """Flags, the request's shape, and how many requests are sent for each full one."""
+Protocol = tuple[list[Any], dict[str, Any], float]
+
+
+def v1(arguments: argparse.Namespace) -> Protocol:
+    """Flags, the request's shape, and how many requests are sent for each full one: here 1."""
+    flags, extra = v1_requests(arguments, ', "stream": true', "text")
+    flags += ["--streaming", "--isl", arguments.prompt_tokens, "--osl", arguments.new_tokens]
+    return flags, extra, 1
+
+
+def v1_unstreamed(arguments: argparse.Namespace) -> Protocol:
+    """The same for answers that come at once, with requests for one token among them."""
+    flags, extra = v1_requests(arguments, "", "predictions[0].generated_text")
+    requests = 1 + arguments.probes
+    mix = {arguments.new_tokens: 100 / requests, 1: 100 - 100 / requests}
+    parts = [f"{arguments.prompt_tokens},{tokens}:{share}" for tokens, share in mix.items()]
+    return [*flags, "--sequence-distribution", ";".join(parts)], extra, requests
+
+
+def v1_requests(
+    arguments: argparse.Namespace, stream: str, response_field: str
+) -> tuple[list[Any], dict[str, Any]]:
+    """Flags and shape of V1 requests."""
     fields = {"temperature": 0, "return_full_text": False}
     if arguments.fields is not None:
         fields = arguments.fields
     further = "".join(f", {json.dumps(name)}: {json.dumps(one)}" for name, one in fields.items())
-    extra = {
-        "payload_template": V1_BODY.replace("FIELDS", further),
-        "response_field": "predictions[0].generated_text",
-    }
-    requests = 1 + arguments.probes
-    mix = {arguments.new_tokens: 100 / requests, 1: 100 - 100 / requests}
-    parts = [f"{arguments.prompt_tokens},{tokens}:{share}" for tokens, share in mix.items()]
+    template = V1_BODY.replace("FIELDS", further).replace("STREAM", stream)
     flags = ["--custom-endpoint", f"/v1/models/{arguments.model_name}:predict"]
-    flags += ["--endpoint-type", "template", "--sequence-distribution", ";".join(parts)]
-    return flags, extra, requests
+    flags += ["--endpoint-type", "template"]
+    return flags, {"payload_template": template, "response_field": response_field}
 
 
-def openai(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, Any], float]:
-    """The same for streamed completions, where every request is a full one."""
+def openai(arguments: argparse.Namespace) -> Protocol:
+    """The same for streamed completions."""
     fields = {"temperature": 0, "min_tokens": arguments.new_tokens, "ignore_eos": True}
     if arguments.fields is not None:
         fields = arguments.fields
     flags = ["--endpoint-type", "completions", "--streaming"]
     flags += ["--isl", arguments.prompt_tokens, "--osl", arguments.new_tokens]
     return flags, fields, 1
+
+
+PROTOCOLS = {"v1": v1, "v1-unstreamed": v1_unstreamed, "openai": openai}
 
 
 def send(line: list[Any], folder: Path, arguments: argparse.Namespace) -> None:
@@ -160,7 +178,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--url", required=True, help="of the running server")
     add("--model-name", default="eleutherai-gpt-j-6b", help="in the server's URLs or requests")
-    add("--protocol", default="v1", choices=list(NOTES))
+    add("--protocol", default="v1", choices=list(PROTOCOLS))
     add("--output", type=Path, required=True, help="new folder for the table and aiperf's files")
     add("--rates", nargs="+", type=float, help="full requests per second, rising")
     add("--duration", type=float, default=20, help="seconds of arrivals at each rate")
@@ -168,7 +186,12 @@ def parse() -> argparse.Namespace:
     add("--arrivals", default="poisson", choices=["poisson", "constant"])
     add("--prompt-tokens", type=int, default=32)
     add("--new-tokens", type=int, default=64)
-    add("--probes", type=float, default=0.25, help="V1: requests for one token per full request")
+    add(
+        "--probes",
+        type=float,
+        default=0.25,
+        help="v1-unstreamed: for one token, per full request",
+    )
     add("--in-flight", type=int, default=64, help="requests, to measure the capacity")
     add("--tokenizer", default=str(DEMO), help="the model's: folder or id; the demo's by default")
     add("--fields", type=json.loads, help="JSON: the request's other fields (V1: parameters)")

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from tests.support.chart_values import MODES
+from tests.support.chart_values import GRPC, MODES
 from tests.support.charts import Object, Release, Values, merged, render
 
 KEYS: Values = {"apiKeys": {"existingSecret": "callers", "key": "api.keys"}}
@@ -97,6 +97,26 @@ def test_https_everywhere() -> None:
     assert "localhost:8443" in release.notes
     assert "8080" not in release.notes
     assert "http://" not in release.notes
+
+
+def test_grpc() -> None:
+    """Its port comes first, as KServe's Service has that one as its port 80; HTTP is beside it."""
+    release = render(GRPC, {"networkPolicy": {"enabled": True}, "podMonitor": {"enabled": True}})
+    ports = [{"name": "h2c", "containerPort": 8081, "protocol": "TCP"}]
+    ports.append({"name": "http1", "containerPort": 8080, "protocol": "TCP"})
+    assert release.container["ports"] == ports
+    assert (flag(release, "--enable_grpc"), flag(release, "--grpc_port")) == ("true", "8081")
+    [ingress] = release.one("NetworkPolicy", "-predictor")["spec"]["ingress"]
+    assert ingress["ports"] == [{"port": one, "protocol": "TCP"} for one in (8081, 8080)]
+    [scraped] = release.one("PodMonitor")["spec"]["podMetricsEndpoints"]
+    assert scraped["port"] == "http1"
+    probes = [release.container[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
+    assert {probe["httpGet"]["port"] for probe in probes} == {8080}
+    assert "demo-predictor.ml.svc:80\n" in release.notes
+    assert "HTTP, which KServe's Service has at port 8080" in release.notes
+    over_http = render(MODES["standard"])
+    assert flag(over_http, "--enable_grpc") == "false"
+    assert [port["name"] for port in over_http.container["ports"]] == ["http1"]
 
 
 def test_trusted_proxies() -> None:

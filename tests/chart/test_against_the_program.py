@@ -19,7 +19,7 @@ from gptj_predictor.cli.flags import validated
 from gptj_predictor.cli.serve import read_settings
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.settings import PullSettings
-from tests.support.chart_values import MATRIX, MODES
+from tests.support.chart_values import GRPC, MATRIX, MODES
 from tests.support.charts import Object, Release, Values, example_values, render
 from tests.support.hub import HubServer
 from tests.support.pulling import MODEL_ID, pickled
@@ -55,11 +55,13 @@ def test_the_command_line_takes_the_arguments(name: str) -> None:
     settings, defaults, model_name = read_settings(flags, literal_environment(container))
     probe = container["startupProbe"]
     assert settings.wait_for_snapshot == probe["periodSeconds"] * probe["failureThreshold"]
-    assert flags.http_port == container["ports"][0]["containerPort"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert flags.http_port == ports.get("https") or ports["http1"]
+    # Knative gives a container one port.
+    assert ports.get("h2c") == (flags.grpc_port if flags.enable_grpc else None)
     gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
     devices = [f"cuda:{index}" for index in range(gpus)]
     assert settings.device == (",".join(devices) or "auto")
-    assert not flags.enable_grpc  # Knative gives a container one port
     mounted = tuple(f"{mount['mountPath']}/" for mount in container["volumeMounts"])
     for path in (settings.api_key_file, flags.ssl_certfile, flags.ssl_keyfile):
         assert path is None or str(path).startswith(mounted)
@@ -160,7 +162,8 @@ def run_test_pod(
 ) -> subprocess.CompletedProcess[str]:
     """The script of ``helm test`` for these ports of this machine, over the protocol it has."""
     script, *_, url = container["args"]
-    addresses = [f"{url.partition(':')[0]}://127.0.0.1:{port}" for port in ports]
+    scheme, separator, _ = url.rpartition("://")
+    addresses = [f"{scheme}{separator}127.0.0.1:{port}" for port in ports]
     return subprocess.run(
         [sys.executable, *container["command"][1:], script, name, seconds, *addresses],
         env=environment(**variables),
@@ -246,6 +249,32 @@ def test_https_and_api_keys(tmp_path: Path) -> None:
         refused = run_test_pod(test, name, "0", server.port, **variables)
         assert refused.returncode == 1
         assert "CERTIFICATE_VERIFY_FAILED" in refused.stdout
+
+
+@pytest.mark.process
+def test_grpc(tmp_path: Path) -> None:
+    """The container's arguments serve it, probes ask over HTTP, and ``helm test`` over gRPC."""
+    keys: Values = {"apiKeys": {"existingSecret": "callers"}, "download": {"enabled": False}}
+    release = render(GRPC, ON_CPUS, keys, {"drainDelaySeconds": 0})
+    container = release.container
+    (tmp_path / "keys").write_text(f"{KEYS[0]}\n")
+    [folder] = [one["mountPath"] for one in container["volumeMounts"] if one["name"] == "api-keys"]
+    arguments = [one.replace(folder, str(tmp_path)) for one in container["args"][1:]]
+    [pod] = [one["spec"] for one in release.all("Pod")]
+    [test] = pod["containers"]
+    assert test["args"][3:] == ["demo-predictor.ml.svc:80", "demo-predictor.ml.svc:8081"]
+    with RunningServer(*arguments, "--model", str(DEMO_SNAPSHOT)) as server:
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            server.wait_until(container[probe]["httpGet"]["path"], 200)
+        name, variables = test["args"][1], {"API_KEY_FILE": str(tmp_path / "keys")}
+        done = run_test_pod(test, name, "60", free_port(), server.grpc_port, **variables)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("Right now is the perfect time to")
+        refused = run_test_pod(test, "another", "0", server.grpc_port, **variables)
+        assert refused.returncode == 1
+        assert "NOT_FOUND: Model with name another" in refused.stderr
+        nothing = run_test_pod(test, name, "0", server.port, **variables)  # HTTP's port
+        assert nothing.returncode == 1
 
 
 def curl_of_the_notes(release: Release, address: str, keys: Path) -> str:

@@ -7,7 +7,7 @@ import re
 import helm_python
 import pytest
 
-from tests.support.chart_values import MANY, MODES
+from tests.support.chart_values import GRPC, MANY, MODES
 from tests.support.charts import Values, merged, nested, render
 
 STANDARD = MODES["standard"]
@@ -128,6 +128,9 @@ COMBINATIONS: list[tuple[Values, str]] = [
         merged(STANDARD, {"drainDelaySeconds": 2.5, "terminationGracePeriodSeconds": 2}),
         "drainDelaySeconds 2.5: less than the 2 s",
     ),
+    ({"protocol": "grpc"}, "protocol grpc: only with .* Standard; Knative gives a container one"),
+    (merged(GRPC, {"tls": {"existingSecret": "x"}}), "tls.existingSecret with protocol grpc"),
+    (merged(HTTP_ROUTE, GRPC), "externalRoute.kind HTTPRoute with protocol grpc"),
     ({"tls": {"existingSecret": "x"}}, "tls.existingSecret: only with .* Standard; .*queue proxy"),
     ({"apiKeys": {"openMetrics": True}}, "apiKeys.openMetrics without apiKeys.existingSecret"),
     *(

@@ -144,6 +144,7 @@ DERIVED = {
         "--wait_for_snapshot",
         "--http_port",
         "--enable_grpc",
+        "--grpc_port",
         "--tag",
         "--device",
         "--max_request_seconds",
@@ -181,11 +182,11 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
     ServerSettings: {
         "cache",  # where the volume is mounted
         "tag",  # made from model.revision and model.precision
+        "chat_template",  # a file that whoever wants it has to mount
         "wait_for_snapshot",  # made from progressDeadline and probes.startup
         "model_id",  # only for --model_name, which the chart always gives
         "check_digests",
         "device",  # made from gpu.count
-        "chat_template",
         "threads",
         "max_batch_size",
         "max_prefill_tokens",
@@ -203,6 +204,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "api_key_file",  # where apiKeys.existingSecret is mounted
         "open_metrics",  # apiKeys.openMetrics, which without keys means nothing
         "step_timeout_seconds",
+        "cors_origins",
         "log_prompts",
     },
     BenchmarkSettings: {
@@ -214,6 +216,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "rounds",
         "seed",
         "url",
+        "stream",
         "api_key_file",  # for url alone
         "ca_file",
         "reference",

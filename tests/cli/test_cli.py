@@ -119,6 +119,8 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         (["--trusted_proxies", "10.0.0.1/8"], {}, "10.0.0.1/8 has host bits set; allowed are"),
         (["--trusted_proxies", "10.0.0.1,proxy"], {}, "'proxy' does not appear to be an IPv4"),
         (["--trusted_proxies", "*"], {}, "--trusted_proxies *"),
+        (["--cors_origins", "example.com"], {}, "'example.com' is no origin; allowed are"),
+        (["--cors_origins", "*, https://a.example/"], {}, "'https://a.example/' is no origin"),
         (["--log_format", "xml"], {}, "--log_format xml"),
         (["--log_format", "json", "--log_config_file", "a"], {}, "--log_config_file a both"),
         (["--configure_logging", "no"], {"GPTJ_LOG_FORMAT": "json"}, "--configure_logging False"),
@@ -135,6 +137,14 @@ def test_proxies_one_by_one() -> None:
     given = "10.0.0.0/8, ::1 ,192.0.2.1,"
     assert ServerSettings(trusted_proxies=given).proxies == ("10.0.0.0/8", "::1", "192.0.2.1")
     assert ServerSettings().proxies == ()
+
+
+def test_origins_one_by_one() -> None:
+    given = "https://a.example, http://[::1]:3000 ,http://localhost:3000,"
+    expected = ("https://a.example", "http://[::1]:3000", "http://localhost:3000")
+    assert ServerSettings(cors_origins=given).origins == expected
+    assert ServerSettings(cors_origins="*").origins == ("*",)
+    assert ServerSettings().origins == ()
 
 
 def test_keys_are_read_at_the_start(tmp_path: Path) -> None:
@@ -337,7 +347,7 @@ class TestProcess:
         ) as server:  # fmt: skip
             path = "/v1/models/my-model-v2:predict"
             server.wait_until(path.removesuffix(":predict"), 200)
-            assert server.client.get("/v1/models").json() == {"models": ["my-model-v2"]}
+            assert server.client.get("/v1/models").json()["models"] == ["my-model-v2"]
             body = {"instances": ["The secret to a happy life is to"]}
             first, second = (server.client.post(path, json=body).json() for _ in range(2))
             assert first == second

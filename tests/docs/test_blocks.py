@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_readme_installs_the_chart() -> None:
     assert any(place.startswith("README.md:") for place, _ in HELM_COMMANDS)
 
 
+def pieces(*texts: str, reason: str = "stop") -> str:
+    """A stream of OpenAI's with one choice."""
+    reasons = [None] * (len(texts) - 1) + [reason]
+    choices = [{"text": t, "finish_reason": r} for t, r in zip(texts, reasons, strict=True)]
+    events = [
+        {"id": len(t), "object": "o", "choices": [c]} for t, c in zip(texts, choices, strict=True)
+    ]
+    return "\n\n".join(f"data: {json.dumps(one)}" for one in events) + "\n\ndata: [DONE]"
+
+
 def output(shown: str, treatment: str = "", language: str = "text") -> Block:
     after = Block("b", language, shown, treatment, "")
     return Block("a", "sh", """curl -d '{"instances": ["One", "Two"]}' x""", "", "", after)
@@ -92,9 +103,16 @@ def output(shown: str, treatment: str = "", language: str = "text") -> Block:
         (output("a 1\n"), "a 2"),
         (output("a 1 s\n", "numbers vary"), "b 1 s"),
         (output('{"a": 1}', language="json"), '{"a": 2}'),
+        (output(pieces("ab"), "pieces vary"), pieces("a", "c")),
+        (output(pieces("ab"), "pieces vary"), pieces("a", "b", reason="length")),
         (output('["One."]', "sampled", "json"), '["Two."]'),
         (output('["One."]', "sampled", "json"), '["One"]'),
         (output('["One."]', "sampled", "json"), '[["One."]]'),
+        (output('{"id": "1"}', "ids vary", "json"), '{"id": "2"}'),
+        (
+            output('{"object": "a", "id": "1", "b": 1}', "ids vary", "json"),
+            '{"object": "a", "b": 2}',
+        ),
     ],
 )
 def test_other_output_is_noticed(shown: Block, printed: str) -> None:
@@ -108,6 +126,8 @@ def test_other_output_is_noticed(shown: Block, printed: str) -> None:
         (output("a 1\n"), "a 1"),
         (output("done, 5.1MB, 0.2 s", "numbers vary"), "done, 24GB, 139 s\n"),
         (output('{"a": 1}', language="json"), '{"a":1}'),
+        (output(pieces("ab"), "pieces vary"), pieces("a", "", "b")),
+        (output('{"object": "a", "id": "1"}', "ids vary", "json"), '{"object": "a", "id": "2"}'),
         (output('["One.", "Two."]', "sampled", "json"), '["One, so", "Two or three"]'),
         (output("anything", "not compared"), "something"),
     ],

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.process
 
 OPEN = (
     "/",
+    "/health",
     "/v2/health/live",
     "/v2/health/ready",
     f"/v1/models/{NAME}",
@@ -38,6 +39,9 @@ CLOSED = (
     ("POST", f"/v2/models/{NAME}/infer"),
     ("POST", f"/v2/models/{NAME}/ready"),
     ("POST", f"/v2/repository/models/{NAME}/unload"),
+    ("POST", "/tokenize"),
+    ("POST", "/detokenize"),
+    ("POST", "/health"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("GET", "/docs"),

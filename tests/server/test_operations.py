@@ -95,8 +95,12 @@ def test_queue_full(strict: Strict) -> None:
                 answer = await client.ask(head_of(request))
                 check_refused(answer, "your share", "4 requests", request_id="mine")
                 client.send(request[len(head_of(request)) :])
-                answer = await client.ask(generation(9, x_request_id="again"))
+                request = generation(9, x_request_id="again", origin="https://page.example")
+                answer = await client.ask(request)
                 check_refused(answer, "your share", request_id="again")
+                # A page can read it.
+                assert answer.headers["access-control-allow-origin"] == "*"
+                assert "retry-after" in answer.headers["access-control-expose-headers"]
                 assert (await client.ask(get("/v2/health/ready"))).status == 200
             other = await stack.enter_async_context(strict.client("127.0.0.2"))
             other.send(generation(9))

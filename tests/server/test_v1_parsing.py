@@ -155,14 +155,19 @@ def test_details_come_with_the_text() -> None:
 
 
 def test_openapi_says_what_errors_say() -> None:
-    schema = openapi_schema(LIMITS)
+    schema = openapi_schema(LIMITS, GenerationParameters(max_length=77))
     properties = schema["properties"]["parameters"]["properties"]
     assert set(properties) == set(GenerationParameters.model_fields)
     for name, allowed in LIMITS.allowed().items():
         assert properties[name]["description"].endswith(f" Allowed: {allowed}.")
+    assert properties["max_length"]["default"] == 77
+    assert properties["max_length"]["maximum"] == 2048
+    assert properties["max_new_tokens"]["anyOf"][0]["maximum"] == 2048
     assert "$ref" not in json.dumps(schema)
     assert schema["properties"]["instances"]["maxItems"] == 32
     # The next server's may differ: nothing of this one's is kept.
-    other = openapi_schema(Limits(context=9, vocabulary=9, max_instances=1, max_body_bytes=1))
+    other = openapi_schema(
+        Limits(context=9, vocabulary=9, max_instances=1, max_body_bytes=1), GenerationParameters()
+    )
     assert "1 to 9." in other["properties"]["parameters"]["properties"]["max_length"]["description"]
     assert other["properties"]["instances"]["maxItems"] == 1

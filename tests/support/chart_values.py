@@ -10,6 +10,7 @@ MODES: dict[str, Values] = {
     "knative": {"deploymentMode": "Knative"},
     "standard": {"deploymentMode": "Standard", "scaling": {"minReplicas": 1}},
 }
+GRPC: Values = merged(MODES["standard"], {"protocol": "grpc"})
 MOUNTS: dict[str, Values] = {
     "storageUri": {},
     "volume": {"cache": {"mountVia": "volume"}},
@@ -179,4 +180,7 @@ MATRIX |= {
     f"everything, service monitor, {name}": merged(MATRIX[f"everything, {name}"], SERVICE_MONITOR)
     for name in MODES
 }
+MATRIX["everything, gRPC"] = merged(
+    EVERYTHING, GRPC, {"lifecycle": {"preStop": {"sleep": {"seconds": 5}}}}
+)
 MATRIX["everything, ingress, standard"] = merged(MATRIX["everything, standard"], INGRESS)

@@ -7,7 +7,8 @@ that follows it is compared:
 * ``<!-- not compared: REASON -->``: text that no command here prints.
 * ``<!-- sampled -->``: a response with the same shape, whose texts begin with the prompts.
 * ``<!-- numbers vary -->``: output that is the same but for its numbers.
-* ``<!-- pieces vary -->``: a stream whose texts may come in smaller or larger pieces.
+* ``<!-- ids vary -->``: an answer of OpenAI's routes, which has an id, a time and a fingerprint.
+* ``<!-- pieces vary -->``: a stream whose texts may come in smaller or larger pieces; the same.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PICTURES = ("mermaid",)
 VALUES = ("yaml",)
 
 COMMENT = re.compile(
-    r"<!--\s*(not run|not compared|sampled|numbers vary|pieces vary)(?::\s*(.*?))?\s*-->"
+    r"<!--\s*(not run|not compared|sampled|numbers vary|ids vary|pieces vary)(?::\s*(.*?))?\s*-->"
 )
 INCLUDE = re.compile(r'^--8<-- "([^":]+)(?::(\d+))?"$', re.MULTILINE)
 #: Numbers with their units, and the commits in the names of versions.
@@ -185,6 +186,8 @@ def check_output(block: Block, printed: str) -> None:
         now, then = json.loads(printed), json.loads(shown.text)
         if shown.treatment == "sampled":
             now, then = _shape(now, _prompts(block)), _shape(then, _prompts(block))
+        if shown.treatment == "ids vary":
+            now, then = _without_ids(now), _without_ids(then)
         assert now == then, f"{shown.place}: {printed}"
         return
     now, then = printed.rstrip(), shown.text.rstrip()
@@ -202,18 +205,31 @@ def _prompts(block: Block) -> list[str]:
     return [str(prompt) for prompt in body["instances"]]
 
 
+def _without_ids(answer: dict[str, Any]) -> dict[str, Any]:
+    """An answer without what is its own, if it is one of OpenAI's."""
+    own = ("id", "created", "system_fingerprint") if "object" in answer else ()
+    return {key: value for key, value in answer.items() if key not in own}
+
+
 def _in_one_piece(stream: str) -> list[dict[str, Any]]:
     """The events of a stream; those that differ only in their text are put together."""
     merged: list[dict[str, Any]] = []
     for line in filter(None, stream.splitlines()):
         data = line.removeprefix("data: ")
-        event = json.loads(data) if data.startswith("{") else {"line": line}
+        event: dict[str, Any] = json.loads(data) if data.startswith("{") else {"line": line}
+        event = _without_ids(event)
+        for choice in event.pop("choices", ()):
+            event.update(choice)
         name = next((name for name in ("text", "text_output") if name in event), "")
-        if merged and name and event == merged[-1] | {name: event[name]}:
-            merged[-1][name] += event[name]
-        else:
-            merged.append(event)
+        if merged and name and _head(event) == _head(merged[-1]):
+            event[name] = merged.pop()[name] + event[name]
+        merged.append(event)
     return merged
+
+
+def _head(event: dict[str, Any]) -> dict[str, Any]:
+    """What all pieces of a text have in common."""
+    return {k: v for k, v in event.items() if k not in ("text", "text_output", "finish_reason")}
 
 
 def _shape(answer: Any, prompts: list[str]) -> Any:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import trustme
 
+#: Whose pages may ask ``secured``.
+ORIGINS = ("https://page.example", "http://localhost:3000")
+
 KEYS = ("first-0123456789abcdef", "second-0123456789abcdef")
 
 

@@ -21,7 +21,12 @@ import httpx
 
 NAME = "eleutherai-gpt-j-6b"
 
-READY_PATHS = (f"/v1/models/{NAME}", f"/v2/models/{NAME}/ready", "/v2/health/ready")
+READY_PATHS = (
+    f"/v1/models/{NAME}",
+    f"/v2/models/{NAME}/ready",
+    "/v2/health/ready",
+    "/health",
+)
 LIVE_PATHS = ("/", "/v2/health/live")
 
 #: How long the tests' ``hasty`` server gives a request to arrive.

@@ -21,6 +21,7 @@ FLAGS = {
     "--max_queued_requests": MAX_REQUESTS,
     "--max_queued_tokens": MAX_TOKENS,
     "--max_request_seconds": MAX_SECONDS,
+    "--cors_origins": "*",
 }
 
 

@@ -14,6 +14,20 @@
 {{- ternary "https" "http1" (ne .Values.tls.existingSecret "") -}}
 {{- end }}
 
+{{- define "gptj.grpcPort" -}}8081{{- end }}
+
+{{/*
+The container's ports, a JSON list. KServe's Service has the first one as its port 80, which is what
+routes lead to, and another one with its own number. By h2c a mesh knows HTTP/2 without TLS.
+*/}}
+{{- define "gptj.ports" -}}
+{{- $ports := list (dict "name" (include "gptj.portName" .) "containerPort" (include "gptj.port" . | int) "protocol" "TCP") -}}
+{{- if eq .Values.protocol "grpc" -}}
+{{- $ports = prepend $ports (dict "name" "h2c" "containerPort" (include "gptj.grpcPort" . | int) "protocol" "TCP") -}}
+{{- end -}}
+{{- toJson $ports -}}
+{{- end }}
+
 {{/* The port's name in the running pod, by which a scrape finds it. Knative gives it one of its own. */}}
 {{- define "gptj.scrapePortName" -}}
 {{- if eq .Values.deploymentMode "Knative" -}}user-port{{- else -}}{{ include "gptj.portName" . }}{{- end -}}

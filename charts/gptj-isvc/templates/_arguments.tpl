@@ -48,7 +48,8 @@ CPU, and hold the GPUs all the same.
 {{- end }}
 
 {{- define "gptj.serveArgs" -}}
-{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) "--enable_grpc" "false" -}}
+{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) -}}
+{{- $args = concat $args (ternary (list "--enable_grpc" "true" "--grpc_port" (include "gptj.grpcPort" .)) (list "--enable_grpc" "false") (eq .Values.protocol "grpc")) -}}
 {{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) -}}
 {{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
 {{- $args = concat $args (include "gptj.metricsArgs" . | fromJsonArray) -}}

@@ -40,6 +40,9 @@ without a route.
 {{- $problems := list -}}
 {{- $route := .Values.externalRoute -}}
 {{- $kind := include "gptj.route" . -}}
+{{- if and $kind (eq .Values.protocol "grpc") -}}
+{{- $problems = append $problems (printf "externalRoute.kind %s with protocol grpc: the chart's routes are for HTTP; put a GRPCRoute, or an Ingress with your controller's annotations, into extraObjects" $kind) -}}
+{{- end -}}
 {{- if and $kind (eq .Values.deploymentMode "Knative") -}}
 {{- $problems = append $problems (printf "externalRoute.kind %s: only with deploymentMode Standard; Knative has an ingress of its own, whose address is the InferenceService's status.url" $kind) -}}
 {{- else if eq $kind "HTTPRoute" -}}

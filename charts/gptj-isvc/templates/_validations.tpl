@@ -181,6 +181,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if and .Values.tls.existingSecret (eq .Values.deploymentMode "Knative") -}}
 {{- $problems = append $problems "tls.existingSecret: only with deploymentMode Standard; Knative's queue proxy speaks plain HTTP to the container of its own pod. Let Knative's ingress speak HTTPS (its external-domain-tls)" -}}
 {{- end -}}
+{{- if and .Values.tls.existingSecret (eq .Values.protocol "grpc") -}}
+{{- $problems = append $problems "tls.existingSecret with protocol grpc: the port named h2c has no TLS. Let a mesh or a Gateway speak TLS" -}}
+{{- end -}}
 {{- if and .Values.apiKeys.openMetrics (not .Values.apiKeys.existingSecret) -}}
 {{- $problems = append $problems "apiKeys.openMetrics without apiKeys.existingSecret: without keys /metrics is open" -}}
 {{- end -}}
@@ -223,6 +226,9 @@ names all problems at once. Every other template here prints a JSON list of prob
 {{- if eq .Values.deploymentMode "Knative" -}}
 {{- if .Values.deploymentStrategy -}}
 {{- $problems = append $problems "deploymentStrategy: only with deploymentMode Standard; Knative replaces revisions itself" -}}
+{{- end -}}
+{{- if eq .Values.protocol "grpc" -}}
+{{- $problems = append $problems "protocol grpc: only with deploymentMode Standard; Knative gives a container one port, and probes and metrics need the one of HTTP" -}}
 {{- end -}}
 {{- if .Values.lifecycle -}}
 {{- $problems = append $problems "lifecycle: only with deploymentMode Standard; Knative takes no hooks and has a preStop hook of its own" -}}

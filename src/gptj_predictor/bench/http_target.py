@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 
@@ -25,6 +26,9 @@ TELLING_TOKENS = 16
 NO_ROOM = "do not fit the KV cache"
 
 CONNECT_SECONDS = 10
+
+#: What an event of a stream begins with.
+DATA = "data: "
 
 
 class RefusedError(BenchmarkError):
@@ -71,6 +75,8 @@ class HttpTarget(Target):
         tokenizer: Tokenizer,
         sampling: Sampling,
         credentials: Credentials | None = None,
+        *,
+        stream: bool = False,
     ) -> None:
         """Find the endpoint.
 
@@ -79,12 +85,15 @@ class HttpTarget(Target):
             tokenizer: The one that the service has.
             sampling: Sent with every request.
             credentials: For a service that wants API keys or has a certificate of its own.
+            stream: Whether the answers of :meth:`run` are streamed, so that the first token can be
+                timed.
 
         Raises:
             BenchmarkError: nobody answers, or there is not one model that is ready.
         """
         self._tokenizer = tokenizer
         self._sampling = sampling
+        self._stream = stream
         credentials = credentials or Credentials()
         key = credentials.api_key
         self._client = httpx.Client(
@@ -139,15 +148,20 @@ class HttpTarget(Target):
     def run(self, prompts: Sequence[Prompt], new_tokens: int, seed: int) -> Round:
         """See :meth:`Target.run`."""
         lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
-        texts, seconds = self._predict(prompts, self._parameters(seed) | lengths)
-        counted = sum(len(self._tokenizer.encode(text)) for text in texts)
+        ask = self._predict_streamed if self._stream else self._predict
+        answer = ask(prompts, self._parameters(seed) | lengths)
+        counted = sum(len(self._tokenizer.encode(text)) for text in answer.texts)
         # A text can be tokenized into other tokens than were sampled, but not into half as many.
         if new_tokens >= TELLING_TOKENS and counted < len(prompts) * new_tokens / 2:
             raise BenchmarkError(
                 f"{len(prompts)} x {new_tokens} new tokens were asked for, and the texts have "
                 f"{counted}"
             )
-        return Round(seconds=seconds, first_token_seconds=seconds, counted_tokens=counted)
+        return Round(
+            seconds=answer.seconds,
+            first_token_seconds=answer.first_seconds,
+            counted_tokens=counted,
+        )
 
     def _parameters(self, seed: int) -> dict[str, Any]:
         """Every parameter but the lengths, so that the service's defaults do not matter."""
@@ -163,25 +177,49 @@ class HttpTarget(Target):
             "seed": seed,
         }
 
-    def _predict(
-        self, prompts: Sequence[Prompt], parameters: dict[str, Any]
-    ) -> tuple[list[str], float]:
-        """Send one request; returns its texts, and the seconds until the response was there."""
-        body = {"instances": [prompt.text for prompt in prompts], "parameters": parameters}
+    def _predict(self, prompts: Sequence[Prompt], parameters: dict[str, Any]) -> _Answer:
+        """Send one request whose answer comes at once."""
         started = time.perf_counter()
-        response = self._send("POST", f"{self._model}:predict", json=body)
+        response = self._send("POST", f"{self._model}:predict", json=_body(prompts, parameters))
         seconds = time.perf_counter() - started
-        predictions = response.json()["predictions"]
-        rows = [predictions] if len(prompts) == 1 else predictions
-        return [row[0]["generated_text"] for row in rows], seconds
+        return _Answer(_texts(response.json()), seconds, seconds)
+
+    def _predict_streamed(self, prompts: Sequence[Prompt], parameters: dict[str, Any]) -> _Answer:
+        """Send one request whose answer is streamed."""
+        url = f"{self._model}:predict"
+        body = _body(prompts, parameters) | {"stream": True}
+        # A text may have no piece: its tokens may be the parts of one character.
+        waiting, first, last = set(range(len(prompts))), None, ""
+        started = time.perf_counter()
+        try:
+            with self._client.stream("POST", url, json=body) as response:
+                if not response.is_success:
+                    response.read()
+                    self._refuse(response, "POST", url)
+                for line in filter(None, response.iter_lines()):
+                    if line.startswith(DATA):
+                        last = line.removeprefix(DATA)
+                    if first is None:
+                        waiting.discard(json.loads(last or "{}").get("instance"))
+                        first = None if waiting else time.perf_counter() - started
+        except httpx.HTTPError as error:
+            raise BenchmarkError(f"{url}: {error or type(error).__name__}") from error
+        seconds = time.perf_counter() - started
+        answer = json.loads(last or "{}")
+        if "predictions" not in answer:
+            raise CellError(f"the stream ended with: {' '.join(last.split())[:300]}")
+        return _Answer(_texts(answer), seconds, seconds if first is None else first)
 
     def _send(self, method: str, url: str, **more: Any) -> httpx.Response:
         try:
             response = self._client.request(method, url, **more)
         except httpx.HTTPError as error:
             raise BenchmarkError(f"{url}: {error or type(error).__name__}") from error
-        if response.is_success:
-            return response
+        if not response.is_success:
+            self._refuse(response, method, url)
+        return response
+
+    def _refuse(self, response: httpx.Response, method: str, url: str) -> NoReturn:
         text = " ".join(response.text.split())[:300]
         if response.status_code == httpx.codes.BAD_REQUEST and NO_ROOM in text:
             raise DoesNotFitError(text)
@@ -194,3 +232,22 @@ class HttpTarget(Target):
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Texts in the order of their prompts; seconds until all had begun, and until all was there."""
+
+    texts: list[str]
+    seconds: float
+    first_seconds: float
+
+
+def _body(prompts: Sequence[Prompt], parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"instances": [prompt.text for prompt in prompts], "parameters": parameters}
+
+
+def _texts(answer: dict[str, Any]) -> list[str]:
+    predictions = answer["predictions"]
+    rows = predictions if isinstance(predictions[0], list) else [predictions]
+    return [row[0]["generated_text"] for row in rows]

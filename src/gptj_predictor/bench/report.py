@@ -23,11 +23,13 @@ COLUMNS = (
 )
 FIRST_TOKEN = {
     "event": "until every sequence had its first token",
+    "stream": "until every sequence had its first piece of text",
     "one-token request": "a separate request for one token after other prompts",
 }
 FIGURES = (
-    "Seconds and time to first token (TTFT) are medians over the rounds; p95 is interpolated "
-    "between them. TTFT: {first}. Limit: the time to read weights and KV cache at the measured "
+    "Seconds, time to first token (TTFT) and time per output token (TPOT) are medians over the "
+    "rounds; p95 is interpolated between them. TTFT: {first}. TPOT: the time after that, by the "
+    "further tokens of each sequence. Limit: the time to read weights and KV cache at the measured "
     "bandwidth, as a share of the seconds. Memory: on a GPU the maximum that was allocated, the "
     "whole KV cache included; on a CPU the process's maximum resident size so far."
 )
@@ -155,15 +157,17 @@ def _render_report(results: Results, reference: str) -> str:
 
 def _batch_table(cells: Sequence[Cell]) -> str:
     heads = ["tokens", "seconds", "p95", "tokens/s per sequence", "tokens/s in all"]
-    heads += ["TTFT, ms", "p95, ms", "limit", "memory, GiB"]
+    heads += ["TTFT, ms", "p95, ms", "TPOT, ms", "p95, ms", "limit", "memory, GiB"]
     rows = []
     for cell in cells:
         share, memory = cell.limit_share, cell.peak_memory_bytes
         row = [str(cell.tokens), _seconds(cell), _number(cell.seconds_p95, 3)]
         row += [_number(cell.tokens_per_second_per_sequence, 1)]
         row += [_number(cell.tokens_per_second, 1)]
-        for seconds in (cell.first_token_seconds, cell.first_token_seconds_p95):
-            row.append(_number(None if seconds is None else seconds * 1000, 1))
+        row += [_milliseconds(cell.first_token_seconds, 1)]
+        row += [_milliseconds(cell.first_token_seconds_p95, 1)]
+        row += [_milliseconds(cell.output_token_seconds, 2)]
+        row += [_milliseconds(cell.output_token_seconds_p95, 2)]
         row.append(UNKNOWN if share is None else f"{share:.1%}")
         row.append(_number(None if memory is None else memory / 2**30, 1))
         rows.append(row)
@@ -174,6 +178,10 @@ def _seconds(cell: Cell | None) -> str:
     if cell is None:
         return UNKNOWN
     return cell.status.replace("_", " ") if cell.seconds is None else _number(cell.seconds, 3)
+
+
+def _milliseconds(seconds: float | None, digits: int) -> str:
+    return _number(None if seconds is None else seconds * 1000, digits)
 
 
 def _ratio(value: float | None) -> str:

@@ -55,9 +55,10 @@ class Run(_Part):
         "counted, or of a plain read on a CPU. Null with several devices and over HTTP.",
     )
     kv_cache_tokens: int | None = Field(None, description="Tokens that the KV cache has room for.")
-    first_token: Literal["event", "one-token request"] = Field(
-        description="How first_token_seconds were measured: within the round, or by separate "
-        "requests for one token after other prompts."
+    first_token: Literal["event", "stream", "one-token request"] = Field(
+        description="How first_token_seconds were measured: within the round by the engine's "
+        "events or by a stream's first pieces of text, or by separate requests for one token after "
+        "other prompts."
     )
     versions: dict[str, str] = Field(description="Over HTTP: the client's.")
     started: str = Field(description="UTC.")
@@ -108,6 +109,13 @@ class Cell(_Part):
     )
     first_token_seconds: float | None = Field(None, description="Median (p50) of the rounds.")
     first_token_seconds_p95: float | None = None
+    output_token_seconds: float | None = Field(
+        None,
+        description="Time per output token (TPOT), median (p50) of the rounds. A round's is "
+        "(seconds - first_token_seconds) / (new_tokens - 1): what every further token took that "
+        "all sequences got. Null with one new token.",
+    )
+    output_token_seconds_p95: float | None = None
     tokens_per_second_per_sequence: float | None = Field(
         None, description="new_tokens / seconds: the prompt's time counts, its tokens do not."
     )
@@ -136,6 +144,11 @@ class Cell(_Part):
         """A cell with the figures of its rounds; ``limit`` becomes ``limit_seconds``."""
         seconds, seconds_p95 = _percentiles([one.seconds for one in rounds])
         first, first_p95 = _percentiles([one.first_token_seconds for one in rounds])
+        further, further_p95 = None, None
+        if new_tokens > 1:
+            further, further_p95 = _percentiles(
+                [(one.seconds - one.first_token_seconds) / (new_tokens - 1) for one in rounds]
+            )
         return cls(
             batch=batch,
             tokens=tokens,
@@ -146,6 +159,8 @@ class Cell(_Part):
             seconds_p95=seconds_p95,
             first_token_seconds=first,
             first_token_seconds_p95=first_p95,
+            output_token_seconds=further,
+            output_token_seconds_p95=further_p95,
             tokens_per_second_per_sequence=new_tokens / seconds,
             tokens_per_second=batch * new_tokens / seconds,
             limit_seconds=limit,

@@ -101,13 +101,13 @@ def over_http(plan: BenchmarkSettings, url: str, folder: Path) -> Subject:
     """
     credentials = Credentials.read(plan.api_key_file, plan.ca_file)
     snapshot, tokenizer = SnapshotFolder.open(folder), Tokenizer(folder)
-    run = _describe_run(snapshot).model_copy(
-        update={"path": "HTTP", "first_token": "one-token request"}
-    )
+    first_token = "stream" if plan.stream else "one-token request"
+    run = _describe_run(snapshot).model_copy(update={"path": "HTTP", "first_token": first_token})
     prompts = Prompts(tokenizer, plan.prompt_tokens, plan.seed)
 
     def start(run: Run) -> tuple[Target, Run]:
-        target = HttpTarget(url, tokenizer, _sampling(snapshot), credentials)
+        sampling = _sampling(snapshot)
+        target = HttpTarget(url, tokenizer, sampling, credentials, stream=plan.stream)
         target.check_tokens([prompts.cut("check", row) for row in range(plan.batch_size)])
         return target, run
 

@@ -133,11 +133,14 @@ def describe_cell(cell: Cell) -> str:
     where = f"batch {cell.batch}, {cell.tokens} tokens"
     if cell.seconds is None or cell.first_token_seconds is None:
         return f"{where}: {cell.status.replace('_', ' ')} ({cell.reason})"
+    further = ""
+    if cell.output_token_seconds is not None:
+        further = f", then every {cell.output_token_seconds * 1000:.2f} ms"
     share = "" if cell.limit_share is None else f", {cell.limit_share:.0%} of the limit"
     return (
         f"{where}: {cell.seconds:.3f} s, {cell.tokens_per_second_per_sequence:.1f} tokens/s per "
         f"sequence, {cell.tokens_per_second:.1f} in all, first after "
-        f"{cell.first_token_seconds * 1000:.1f} ms{share}"
+        f"{cell.first_token_seconds * 1000:.1f} ms{further}{share}"
     )
 
 

@@ -33,6 +33,7 @@ ONLY_SERVED = (
     "api_key_file",  # a flag of the sweep
     "open_metrics",
     "trusted_proxies",
+    "cors_origins",
     "log_format",
     "log_prompts",
 )

@@ -25,7 +25,7 @@ REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 #: Probes and scrapes come every few seconds; they are logged only on a failure.
 QUIET_PATHS = re.compile(
-    rf"/|/metrics|/v2/health/(live|ready)|/v1/models/[^/:]+|{GRPC_PROBES.pattern}"
+    rf"/|/metrics|/health|/v2/health/(live|ready)|/v1/models/[^/:]+|{GRPC_PROBES.pattern}"
 )
 
 #: Seconds that a client is told to wait where nothing better is known.

@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY
 from gptj_predictor.common.phases import Phases
 from gptj_predictor.engine.request import EngineDeadError
 from gptj_predictor.server.access import Access
+from gptj_predictor.server.cors import allow_origins
 from gptj_predictor.server.drain import Drain
 from gptj_predictor.server.gate import Gate
 from gptj_predictor.server.grpc_server import PredictorGRPCServer
@@ -141,6 +142,7 @@ class PredictorServer(kserve.ModelServer):
             self.model_repository_extension,
             predictor,
             docs=self.enable_docs_url,
+            access=access,
         )
         counts = RequestCounts()
         REGISTRY.register(
@@ -167,7 +169,10 @@ class PredictorServer(kserve.ModelServer):
             receive_timeout_seconds=settings.receive_timeout_seconds,
         )
         self._rest = PredictorRESTServer(
-            wrap(app),
+            # gRPC's requests are never a page's.
+            wrap(
+                app, gate=lambda inner: allow_origins(access.guard(gate(inner)), settings.origins)
+            ),
             self.dataplane,
             self.model_repository_extension,
             self.http_port,

@@ -42,6 +42,11 @@ class BenchmarkSettings(BaseModel):
         description="Measure a running service: its address, or that of its V1 endpoint. --model "
         "then names the snapshot that it serves, for the tokenizer.",
     )
+    stream: bool = Field(
+        True,
+        description="With --url: whether answers are streamed, and so their first tokens timed; "
+        "false for a service that cannot.",
+    )
     api_key_file: Annotated[Path | None, UnsetMeans("none")] = Field(
         None, description="With --url: file whose first API key is sent with every request."
     )

@@ -187,11 +187,16 @@ class Limits:
             for name, field in GenerationParameters.model_fields.items()
         }
 
+    def maxima(self) -> dict[str, int]:
+        """The greatest value of each parameter that the model bounds."""
+        return {name: getattr(self, limit) for name, limit in _LIMITED.items()}
+
     def exceeded_by(self, parameters: GenerationParameters) -> str | None:
-        """The name of a parameter beyond the model's own limits, if there is one."""
+        """The name of a parameter that was given and is beyond the model's own limits, if any."""
         for name, limit in _LIMITED.items():
             value = getattr(parameters, name)
-            if value is not None and value > getattr(self, limit):
+            given = name in parameters.model_fields_set
+            if given and value is not None and value > getattr(self, limit):
                 return name
         for name in _TOKEN_IDS:
             if max(getattr(parameters, name) or [0]) >= self.vocabulary:

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import annotated_types as at
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 _UNIONS = (Union, types.UnionType)
@@ -44,6 +45,14 @@ class ZeroOrFrom:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        found = handler(schema)
+        low, high = found.pop("minimum"), found.pop("maximum")
+        ranges = ({"minimum": low, "maximum": 0}, {"minimum": self.minimum, "maximum": high})
+        return found | {"anyOf": list(ranges)}
 
     def _check(self, value: float) -> float:
         if 0 < value < self.minimum:

@@ -39,6 +39,9 @@ THREAD_BYTES = 16 * 2**20
 
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
+#: As a browser writes it: scheme, host and port, nothing behind (RFC 6454, section 6.2).
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(:\d{1,5})?")
+
 
 class Precision(enum.StrEnum):
     """What a user may ask for with ``--precision``."""
@@ -200,6 +203,11 @@ class ServerSettings(BaseModel):
         description="Addresses or networks, with commas between them, whose X-Forwarded-For "
         "header says who the caller is.",
     )
+    cors_origins: Annotated[str, UnsetMeans("none, and no other page may ask")] = Field(
+        "",
+        description="Origins whose pages a browser lets ask, with commas between them, such as "
+        "https://example.com; or * for all.",
+    )
     log_format: LogFormat = Field(
         LogFormat.TEXT, description="text: lines for people; json: one JSON object a line."
     )
@@ -220,7 +228,7 @@ class ServerSettings(BaseModel):
     @field_validator("trusted_proxies")
     @classmethod
     def _addresses_or_networks(cls, value: str) -> str:
-        for part in filter(None, (part.strip() for part in value.split(","))):
+        for part in _parts(value):
             try:
                 ipaddress.ip_network(part)
             except ValueError as error:
@@ -230,7 +238,28 @@ class ServerSettings(BaseModel):
                 ) from None
         return value
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: str) -> str:
+        for part in _parts(value):
+            if part != "*" and not _ORIGIN.fullmatch(part):
+                raise ValueError(
+                    f"{part!r} is no origin; allowed are * and origins such as https://example.com "
+                    "or http://localhost:3000, with commas between them"
+                )
+        return value
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """``cors_origins``, one by one."""
+        return _parts(self.cors_origins)
+
     @property
     def proxies(self) -> tuple[str, ...]:
         """``trusted_proxies``, one by one."""
-        return tuple(filter(None, (part.strip() for part in self.trusted_proxies.split(","))))
+        return _parts(self.trusted_proxies)
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(filter(None, (part.strip() for part in value.split(","))))

@@ -85,9 +85,9 @@ class GenerateRequest(GenerationRequest):
     id: str = ""
 
 
-def generate_schema(limits: Limits) -> dict[str, Any]:
+def generate_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, Any]:
     """A request's schema, with what this model and server allow."""
-    parameters = parameters_schema(limits)
+    parameters = parameters_schema(limits, defaults)
     properties = parameters["properties"]
     properties["return_full_text"]["default"] = False
     properties["num_return_sequences"] = {

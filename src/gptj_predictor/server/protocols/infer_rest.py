@@ -112,9 +112,9 @@ class InferResponse(BaseModel):
     outputs: list[ResponseTensor]
 
 
-def infer_schema(limits: Limits) -> dict[str, Any]:
+def infer_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, Any]:
     """The JSON part's schema in one piece, with what this model and server allow."""
-    parameters = parameters_schema(limits)
+    parameters = parameters_schema(limits, defaults)
     parameters["properties"]["return_full_text"]["default"] = False
     parameters["properties"]["binary_data_output"] = {
         "type": "boolean",
@@ -128,6 +128,11 @@ def infer_schema(limits: Limits) -> dict[str, Any]:
     schema["properties"]["parameters"] = parameters
     schema["properties"]["inputs"]["items"] = parts["RequestInput"]
     schema["properties"]["inputs"] |= {"minItems": 1, "maxItems": 1}
+    tensor = schema["properties"]["inputs"]["items"]["properties"]
+    tensor["name"]["const"] = PROMPT.name
+    tensor["datatype"]["const"] = PROMPT.datatype
+    tensor["shape"] |= {"minItems": 1, "maxItems": 2}
+    tensor["shape"]["items"] |= {"minimum": 1, "maximum": limits.max_instances}
     schema["properties"]["outputs"]["items"] = parts["RequestedOutput"]
     return schema
 

@@ -28,16 +28,14 @@ from gptj_predictor.server.protocols.details import details_of
 from gptj_predictor.server.protocols.json_bodies import parse_json, shown
 from gptj_predictor.server.protocols.openai_logprobs import LogprobsFormat, mean_logprob
 from gptj_predictor.server.protocols.openai_schema import (
+    DEFAULTS,
     RENAMED,
     CompletionFields,
     read_fields,
 )
 from gptj_predictor.server.protocols.parameters import read_parameters, settle
-from gptj_predictor.settings import GenerationParameters, Limits
+from gptj_predictor.settings import Limits
 from gptj_predictor.tokenizer import Tokenizer
-
-#: OpenAI's, and for our other parameters those that change nothing.
-DEFAULTS = GenerationParameters(temperature=1, top_k=0, top_p=1, max_new_tokens=16)
 
 #: The last event of a stream that succeeds.
 DONE = b"data: [DONE]\n\n"

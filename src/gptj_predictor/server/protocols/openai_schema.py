@@ -13,10 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gptj_predictor.server.protocols.json_bodies import shown, unknown_name
 from gptj_predictor.server.protocols.parameters import parameters_schema
 from gptj_predictor.settings import GenerationParameters, Limits
-from gptj_predictor.settings.metadata import ModelLimit, UnsetMeans, ZeroMeans, allowed_values
+from gptj_predictor.settings.metadata import (
+    ModelLimit,
+    UnsetMeans,
+    ZeroMeans,
+    allowed_values,
+    marker,
+)
 
 #: Our parameters that OpenAI has under another name. Two names for one thing could contradict.
 RENAMED = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "return_full_text": "echo"}
+
+#: OpenAI's, and for our other parameters those that change nothing.
+DEFAULTS = GenerationParameters(temperature=1, top_k=0, top_p=1, max_new_tokens=16)
 
 #: What a field may be, where its type does not say it.
 WORDS = {
@@ -163,9 +172,13 @@ def _schema(kind: type[BaseModel], limits: Limits) -> dict[str, Any]:
     """Own fields and our parameters in one piece, as OpenAPI looks for references elsewhere."""
     schema = kind.model_json_schema()
     options = schema.pop("$defs")["StreamOptions"]
-    ours = parameters_schema(limits)["properties"]
+    ours = parameters_schema(limits, DEFAULTS)["properties"]
     schema["properties"] |= {name: ours[name] for name in own_parameters(kind)}
     schema["properties"]["stream_options"] |= {"anyOf": [options, {"type": "null"}]}
+    for name, field in kind.model_fields.items():
+        if marker(field, ModelLimit) is not None:
+            number = schema["properties"][name]
+            number.get("anyOf", [number])[0]["maximum"] = limits.context
     return schema
 
 

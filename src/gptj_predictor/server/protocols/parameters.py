@@ -94,11 +94,19 @@ def explain_parameter(problem: ErrorDetails, limits: Limits, names: FieldNames) 
     return _not_allowed(name, problem["input"], limits, names)
 
 
-def parameters_schema(limits: Limits) -> dict[str, Any]:
-    """The JSON schema of all parameters, with what this model allows."""
+def parameters_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, Any]:
+    """The JSON schema of all parameters, with what this model allows and this server assumes."""
     schema = GenerationParameters.model_json_schema()
+    maxima, assumed = limits.maxima(), defaults.model_dump(mode="json")
     for name, allowed in limits.allowed().items():
-        schema["properties"][name]["description"] += f" Allowed: {allowed}."
+        field = schema["properties"][name]
+        field["description"] += f" Allowed: {allowed}."
+        field["default"] = assumed[name]
+        if name in maxima:
+            # One that may be unset has its kinds in a list, and null is the last of them.
+            field.get("anyOf", [field])[0]["maximum"] = maxima[name]
+    ids = schema["properties"]["stop_token_ids"]["anyOf"][0]
+    ids["items"]["maximum"] = limits.vocabulary - 1
     return schema
 
 

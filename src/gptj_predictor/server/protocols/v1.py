@@ -71,20 +71,14 @@ class V1Piece(BaseModel):
     text: str = Field(description="The next part, in whole characters; the prompt is not in it.")
 
 
-class ErrorResponse(BaseModel):
-    """Any error."""
-
-    error: str
-
-
-def openapi_schema(limits: Limits) -> dict[str, Any]:
+def openapi_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, Any]:
     """The request's JSON schema, with what this model and server allow.
 
     It is in one piece, as OpenAPI looks for references in another place.
     """
     schema = V1Request.model_json_schema()
     del schema["$defs"]
-    schema["properties"]["parameters"] = parameters_schema(limits)
+    schema["properties"]["parameters"] = parameters_schema(limits, defaults)
     schema["properties"]["instances"]["maxItems"] = limits.max_instances
     return schema
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from kserve.errors import ModelNotFound
@@ -33,9 +31,37 @@ from gptj_predictor.server.protocols.openai_chat import format_response as forma
 from gptj_predictor.server.protocols.openai_chat import parse_request as parse_chat
 from gptj_predictor.server.protocols.openai_schema import chat_schema, completion_schema
 from gptj_predictor.server.routes.generate import WireFormat, generate
+from gptj_predictor.server.routes.openapi import (
+    TEXT_STATUSES,
+    errors,
+    event_stream,
+    json_body,
+    reference,
+)
 
-#: Of errors; those that only bad HTTP gets are left out.
-STATUSES = (400, 404, 413, 415, 429, 500, 503, 504)
+#: Short requests, for the document.
+EXAMPLE = {"prompt": "The secret to a happy life is to", "max_tokens": 12}
+CHAT_EXAMPLE = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 12}
+
+#: Short streams, for the document.
+STREAMED = """data: {"id":"cmpl-1","object":"text_completion","created":0,"model":"gpt-j",\
+"system_fingerprint":"fp_1","choices":[{"index":0,"text":" learn","finish_reason":"length"}]}
+
+data: [DONE]
+
+"""
+CHAT_STREAMED = """data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":0,\
+"model":"gpt-j","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}
+
+data: [DONE]
+
+"""
+CHAT_CHUNK = {
+    "type": "object",
+    "description": "As OpenAI's chat.completion.chunk: choices with a delta instead of a message.",
+    "properties": {"object": {"const": "chat.completion.chunk"}, "choices": {"type": "array"}},
+    "required": ["object", "choices"],
+}
 
 PREFIXES = ("/openai/v1", "/v1")
 
@@ -46,9 +72,6 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
     card = ModelCard(
         id=predictor.name, created=predictor.created, max_model_len=predictor.limits.context
     )
-    errors: dict[int | str, dict[str, Any]] = {
-        status: {"model": OpenAIErrorResponse} for status in STATUSES
-    }
 
     async def models() -> ModelList:
         return ModelList(models=[predictor.name], data=[card])
@@ -92,32 +115,36 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         )
         return await generate(request, dataplane, predictor, wire)
 
+    error = reference(OpenAIErrorResponse)
+    text_events = event_stream(reference(Completion), error, example=STREAMED, end="[DONE]")
+    chat_stream = event_stream(CHAT_CHUNK, error, example=CHAT_STREAMED, end="[DONE]")
+    text_body = json_body(completion_schema(predictor.limits), EXAMPLE)
+    chat_body = json_body(chat_schema(predictor.limits), CHAT_EXAMPLE)
     for prefix in PREFIXES:
         router.add_api_route(f"{prefix}/models", models, methods=["GET"])
-        for path, endpoint, answer, schema in (
-            ("completions", completions, Completion, completion_schema),
-            ("chat/completions", chat, ChatCompletion, chat_schema),
+        for path, endpoint, answer, body, events_of in (
+            ("completions", completions, Completion, text_body, text_events),
+            ("chat/completions", chat, ChatCompletion, chat_body, chat_stream),
         ):
             router.add_api_route(
                 f"{prefix}/{path}",
                 endpoint,
                 methods=["POST"],
                 response_model=answer,
-                responses=errors,
-                openapi_extra={"requestBody": _json_body(schema(predictor.limits))},
+                responses={
+                    200: {"content": events_of},
+                    **errors(*TEXT_STATUSES, model=OpenAIErrorResponse),
+                },
+                openapi_extra=body,
             )
     # An id may have a slash in it, as ours has on the hub.
     router.add_api_route(
         "/openai/v1/models/{model_id:path}",
         model,
         methods=["GET"],
-        responses={404: {"model": OpenAIErrorResponse}},
+        responses=errors(404, model=OpenAIErrorResponse),
     )
     return router
-
-
-def _json_body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 def _head(request: Request, predictor: GPTJPredictor) -> Head:

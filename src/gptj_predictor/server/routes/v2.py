@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from kserve.protocol.dataplane import DataPlane
@@ -20,6 +18,7 @@ from kserve.protocol.rest.v2_endpoints import V2Endpoints
 
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.generate import (
+    GenerateEvent,
     GenerateRequest,
     GenerateResponse,
     generate_events,
@@ -35,11 +34,32 @@ from gptj_predictor.server.protocols.infer_rest import (
     infer_schema,
     parse_infer,
 )
-from gptj_predictor.server.protocols.v1 import ErrorResponse
 from gptj_predictor.server.routes.generate import WireFormat, generate
-from gptj_predictor.server.routes.v1 import STATUSES
+from gptj_predictor.server.routes.openapi import (
+    TEXT_STATUSES,
+    ErrorResponse,
+    errors,
+    event_stream,
+    inline,
+    json_body,
+    reference,
+)
 
 _MODEL = "/models/{model_name}"
+
+#: Short requests, for the document.
+INFER_EXAMPLE = {
+    "inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["The secret is to"]}],
+    "parameters": {"max_new_tokens": 12},
+}
+GENERATE_EXAMPLE = {"text_input": "The secret is to", "parameters": {"max_tokens": 12}}
+
+#: A short stream, for the document.
+STREAMED = """data: {"model_name":"gpt-j","model_version":"1","text_output":" learn","done":false}
+
+data: {"model_name":"gpt-j","model_version":"1","text_output":" to","done":true}
+
+"""
 
 #: A model's routes are there a second time with its version.
 _PLACES = (_MODEL, f"{_MODEL}/versions/{{model_version}}")
@@ -58,8 +78,13 @@ def v2_routes(
         ("/models", v2.models, ListModelsResponse),
     ):
         router.add_api_route(path, endpoint, methods=["GET"], response_model=response)
-    router.add_api_route(f"/repository{_MODEL}/load", v2.load, methods=["POST"])
-    router.add_api_route(f"/repository{_MODEL}/unload", v2.unload, methods=["POST"])
+    for call in (v2.load, v2.unload):
+        router.add_api_route(
+            f"/repository{_MODEL}/{call.__name__}",
+            call,
+            methods=["POST"],
+            responses=errors(403),
+        )
 
     async def model_metadata(model_name: str, model_version: str = "") -> ModelMetadataResponse:
         check_model(model_name, model_version, predictor.name)
@@ -102,7 +127,12 @@ def v2_routes(
         check_model(model_name, model_version, predictor.name)
         return await generate(request, dataplane, predictor, streamed)
 
-    text_schema = generate_schema(predictor.limits)
+    limits, defaults = predictor.limits, predictor.defaults
+    infer_body = json_body(infer_schema(limits, defaults), INFER_EXAMPLE)
+    text_body = json_body(generate_schema(limits, defaults), GENERATE_EXAMPLE)
+    streamed_events = event_stream(
+        inline(GenerateEvent), reference(ErrorResponse), example=STREAMED
+    )
     for place in _PLACES:
         shown = place is _MODEL
         for path, ask, answer in (
@@ -116,22 +146,26 @@ def v2_routes(
                 response_model=answer,
                 include_in_schema=shown,
             )
-        for path, call, schema, result in (
-            ("/infer", infer, infer_schema(predictor.limits), InferResponse),
-            ("/generate", generate_text, text_schema, GenerateResponse),
-            ("/generate_stream", generate_stream, text_schema, None),
+        for path, call, body, result in (
+            ("/infer", infer, infer_body, InferResponse),
+            ("/generate", generate_text, text_body, GenerateResponse),
         ):
             router.add_api_route(
                 f"{place}{path}",
                 call,
                 methods=["POST"],
                 response_model=result,
-                responses={status: {"model": ErrorResponse} for status in STATUSES},
-                openapi_extra=_body(schema),
+                responses=errors(*TEXT_STATUSES),
+                openapi_extra=body,
                 include_in_schema=shown,
             )
+        router.add_api_route(
+            f"{place}/generate_stream",
+            generate_stream,
+            methods=["POST"],
+            response_class=Response,  # else it would say that it answers JSON
+            responses={200: {"content": streamed_events}, **errors(*TEXT_STATUSES)},
+            openapi_extra=text_body,
+            include_in_schema=shown,
+        )
     return router
-
-
-def _body(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
