@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from contextlib import suppress
 
 from kserve.errors import InvalidInput
@@ -17,32 +15,6 @@ from gptj_predictor.server.http_requests import timeout_seconds
 from gptj_predictor.server.middleware import RETRY_AFTER_SECONDS, refuse
 from gptj_predictor.server.protocol import GRPC_PROBES, protocol_of
 
-#: Seconds that the event loop rests after a full queue's refusals.
-REST_SECONDS = 0.02
-
-
-class Rest:
-    """Keeps the event loop from its sockets for a moment, so that it wakes up for several requests.
-
-    Under overload that is what a refusal costs: beside steps, which fill the processor's caches
-    with weights, the first refusal after a wake-up takes four times what the next one takes.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        """Rest so long."""
-        self._seconds = seconds
-        self._is_planned = False
-
-    def after_this(self) -> None:
-        """Rest once what is ready now has run; one rest is enough for all of that."""
-        if not self._is_planned:
-            self._is_planned = True
-            asyncio.get_running_loop().call_soon(self._rest)
-
-    def _rest(self) -> None:
-        time.sleep(self._seconds)  # a signal's handler runs meanwhile
-        self._is_planned = False
-
 
 class Gate:
     """Refuses work while the server drains and while the queue is full, before it is read.
@@ -54,7 +26,6 @@ class Gate:
         self._app = app
         self._requests = requests
         self._drain = drain
-        self._rest = Rest(REST_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; see ASGI."""
@@ -71,7 +42,6 @@ class Gate:
                 self._check(scope)
             except QueueFullError as error:
                 await refuse(scope, send, 429, str(error), error.refusal, error.retry_after)
-                self._rest.after_this()
                 return
         self._drain.num_open += 1
         try:
