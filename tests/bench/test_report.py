@@ -12,7 +12,7 @@ import pytest
 from matplotlib.image import imread
 
 from gptj_predictor.bench.report import describe_speed, published_table
-from gptj_predictor.bench.results import Cell, Results, read_results
+from gptj_predictor.bench.results import Cell, Results, Round, read_results
 from gptj_predictor.cli import main
 from tests.support.benchmarks import made_up
 
@@ -33,6 +33,28 @@ def test_median_and_p95() -> None:
     seconds = sorted(one.seconds for one in cell.rounds)
     assert cell.seconds == seconds[1]
     assert cell.seconds_p95 == pytest.approx(seconds[1] + 0.9 * (seconds[2] - seconds[1]))
+
+
+def test_time_per_output_token() -> None:
+    rounds = [
+        Round(seconds=1 + 10 * pace, first_token_seconds=1, counted_tokens=22)
+        for pace in (0.2, 0.4, 0.3)
+    ]
+    cell = Cell.of(2, 27, 11, rounds, None)
+    assert cell.output_token_seconds == pytest.approx(0.3)
+    assert cell.output_token_seconds_p95 == pytest.approx(0.39)
+    assert Cell.of(2, 17, 1, rounds, None).output_token_seconds is None
+
+
+def test_percentiles_are_in_the_report(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", made_up())
+    assert main(["benchmark", "report", path]) == 0
+    lines = (tmp_path / "a" / "report.md").read_text().splitlines()
+    [heads] = [line for line in lines if "TPOT, ms" in line]
+    names = [cell.strip() for cell in heads.split("|")]
+    assert names[6:10] == ["TTFT, ms", "p95, ms", "TPOT, ms", "p95, ms"]
+    row = [cell.strip() for cell in lines[lines.index(heads) + 2].split("|")]
+    assert all(float(value) > 0 for value in row[6:10])
 
 
 def test_table_beside_the_published_columns() -> None:

@@ -52,6 +52,11 @@ def check_figures(results: Results) -> None:
         assert cell.seconds * cell.tokens_per_second_per_sequence == pytest.approx(cell.new_tokens)
         assert cell.seconds * cell.tokens_per_second == pytest.approx(cell.batch * cell.new_tokens)
         assert len(cell.rounds) == results.settings.rounds
+        assert cell.first_token_seconds is not None
+        assert cell.output_token_seconds is not None
+        assert cell.output_token_seconds_p95 is not None
+        assert 0 < cell.output_token_seconds <= cell.output_token_seconds_p95
+        # The prompt and all further tokens are the whole.
         for one in cell.rounds:
             assert 0 < one.first_token_seconds < one.seconds
 
@@ -239,8 +244,25 @@ class TestHttp:
             for one in cell.rounds:  # of texts, tokenized anew
                 assert one.counted_tokens == pytest.approx(cell.batch * cell.new_tokens, abs=2)
         assert results.run.path == "HTTP"
+        assert results.run.first_token == "stream"
         assert results.run.device is None
         assert self.url(server) not in (tmp_path / "results.json").read_text()
+
+    def test_a_service_that_does_not_stream(self, tmp_path: Path, server: RunningServer) -> None:
+        sweep = ["--min-tokens", "40", "--max-tokens", "40", "--rounds", "1", "--stream", "false"]
+        assert benchmark(tmp_path, *sweep, "--url", self.url(server)) == 0
+        results = read_results(tmp_path / "results.json")
+        assert results.run.first_token == "one-token request"
+        assert "a separate request for one token" in (tmp_path / "report.md").read_text()
+
+    def test_an_error_within_a_stream(self, server: RunningServer) -> None:
+        """The cell fails, not the run."""
+        tokenizer = Tokenizer(DEMO_SNAPSHOT)
+        target = HttpTarget(self.url(server), tokenizer, Sampling(top_k=50), stream=True)
+        target._client.headers["x-request-timeout"] = "0.000001"
+        with pytest.raises(CellError, match="the stream ended with"):
+            target.run([Prompts(tokenizer, 8, 0).cut(0)], 20, 1)
+        target.close()
 
     def test_a_tokenizer_of_another_model(
         self, server: RunningServer, capsys: pytest.CaptureFixture[str]

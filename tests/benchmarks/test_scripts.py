@@ -95,6 +95,15 @@ def test_http_overhead() -> None:
     assert len(re.findall(rf"outside predict {FIGURE} ms \(median of 2;", printed)) == 4
 
 
+@pytest.mark.large
+def test_streaming() -> None:
+    few = ["--requests", 3, "--streams", 2, "--tokens", 8, "--rounds", 1, "--waiting", 5]
+    printed = run("streaming.py", *few, "--keep-alive", 0.2)
+    assert re.search(rf"first piece after the engine's first token: median {FIGURE} ms", printed)
+    assert re.search(rf"2 of 8 tokens: .*ratio {FIGURE}; all complete", printed)
+    assert re.search(r"5 streams that wait, with 2 keep-alives each: -?[\d.]+ MB", printed)
+
+
 def test_weight_loading(snapshot: Path) -> None:
     flags = ["--rounds", 1, "--caches", "warm", "--readers", 1, 2, "--loads", "load, not packed"]
     printed = run("weight_loading.py", snapshot, *flags)

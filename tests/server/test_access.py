@@ -9,9 +9,11 @@ from hashlib import sha256
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
+from tests.server.test_grpc import message
 from tests.support.bad_bodies import body
 from tests.support.secrets import KEYS, MountedSecret, bearer, key_lines
 from tests.support.servers import NAME, HttpsServer, RunningServer, wait_for
@@ -195,6 +197,42 @@ class TestGrpc:
         assert stub.ServerLive(pb.ServerLiveRequest()).live
         assert stub.ServerReady(pb.ServerReadyRequest()).ready
         assert stub.ModelReady(pb.ModelReadyRequest(name=NAME)).ready
+
+    def test_health_is_open(self, locked: RunningServer) -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{locked.grpc_port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            serving = health_pb2.HealthCheckResponse.SERVING
+            assert health.Check(health_pb2.HealthCheckRequest()).status == serving
+            watch = health.Watch(health_pb2.HealthCheckRequest())
+            assert next(watch).status == serving
+            watch.cancel()
+
+    def test_inference_and_its_caller(
+        self, locked: RunningServer, stub: pb_grpc.GRPCInferenceServiceStub
+    ) -> None:
+        metadata = (("authorization", f"Bearer {KEYS[0]}"), ("x-request-id", "by-key"))
+        assert stub.ModelInfer(message(["a"], max_new_tokens=1), metadata=metadata).outputs
+        [line] = [line for line in locked.log.splitlines() if " id=by-key " in line]
+        assert "caller=key:" in line
+
+    def test_a_failure(
+        self,
+        locked: RunningServer,
+        key_secret: MountedSecret,
+        stub: pb_grpc.GRPCInferenceServiceStub,
+    ) -> None:
+        """Nothing of its insides is in the answer; the log has them."""
+        fault = key_secret.folder / "fault"
+        fault.write_text("detokenizer")
+        metadata = (("authorization", f"Bearer {KEYS[0]}"), ("x-request-id", "failed"))
+        try:
+            with pytest.raises(grpc.RpcError) as failed:
+                stub.ModelInfer(message(["a"], max_new_tokens=1), metadata=metadata)
+        finally:
+            fault.unlink()
+        assert failed.value.code() is grpc.StatusCode.INTERNAL
+        assert failed.value.details() == "internal error; the server's log has the details"
+        assert "request failed failed\nTraceback" in locked.log
 
     @pytest.mark.parametrize(
         ("call", "request_"),

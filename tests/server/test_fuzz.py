@@ -11,11 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gptj_predictor.settings import GenerationParameters
+from tests.server.test_grpc import message
 from tests.support.raw_clients import HOST
 from tests.support.servers import NAME, RunningServer
 
@@ -35,7 +37,7 @@ AT_ONCE = 32
 def fuzzed() -> Iterator[RunningServer]:
     """Generates one token unless told otherwise, and waits a second for a request."""
     flags = ("--receive_timeout_seconds", str(RECEIVE_SECONDS), "--max_new_tokens", "1")
-    with RunningServer(*flags) as server:
+    with RunningServer(*flags, grpc=True) as server:
         server.wait_until_ready()
         yield server
 
@@ -110,6 +112,92 @@ def test_bodies(fuzzed: RunningServer, large: bool) -> None:
     assert statuses[200]
     assert statuses[400]
     assert greedy_text(fuzzed) == before
+    assert "Traceback" not in fuzzed.log
+
+
+#: Of ``infer`` and ``generate``, with fields that may be anything.
+TENSORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.just("prompt") | SCALARS,
+        "datatype": st.just("BYTES") | SCALARS,
+        "shape": st.lists(st.integers(-1, 3), max_size=2) | VALUES,
+        "data": st.lists(st.text(max_size=20), max_size=3) | VALUES,
+        "parameters": st.fixed_dictionaries({}, optional={"binary_data_size": VALUES}) | VALUES,
+    },
+)
+OUTPUT = {"name": st.sampled_from(["generated_text", "details"]) | SCALARS, "parameters": VALUES}
+OIP_BODIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": SCALARS,
+        "inputs": st.lists(TENSORS, max_size=2) | VALUES,
+        "outputs": st.lists(st.fixed_dictionaries({}, optional=OUTPUT), max_size=2) | VALUES,
+        "text_input": st.text(max_size=20) | VALUES,
+        "parameters": PARAMETERS | VALUES,
+    },
+)
+
+
+@pytest.mark.parametrize("call", ["infer", "generate", "generate_stream"])
+def test_oip_bodies(fuzzed: RunningServer, large: bool, call: str) -> None:
+    """JSON that is nearly right, with what may be in binary behind it."""
+    statuses: Counter[int] = Counter()
+    right: dict[str, Any] = {"text_input": "a"}
+    if call == "infer":
+        tensor = {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+        right = {"inputs": [tensor]}
+
+    @settings(
+        max_examples=3000 if large else 70,
+        deadline=None,
+        database=None,
+        derandomize=not large,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(OIP_BODIES, st.booleans(), st.binary(max_size=20), st.integers(-1, 400) | st.none())
+    def check(change: dict[str, Any], near: bool, behind: bytes, length: int | None) -> None:
+        fields = right | change if near else change
+        unknown = {"text_input"} if call == "infer" else {"inputs", "outputs"}
+        body = json.dumps({k: v for k, v in fields.items() if k not in unknown}).encode()
+        headers = {}
+        if call == "infer":
+            length = len(body) if length is None or near else length
+            headers = {"inference-header-content-length": str(length)}
+            body += behind if not near else b""
+        response = fuzzed.post(body, f"/v2/models/{NAME}/{call}", headers=headers)
+        statuses[response.status_code] += 1
+        assert response.status_code in (200, 400)
+        check_no_leak(response.content, body)
+
+    check()
+    print(statuses)
+    assert statuses[200]
+    assert statuses[400]
+    assert "Traceback" not in fuzzed.log
+
+
+def test_grpc_messages(fuzzed: RunningServer, large: bool) -> None:
+    """Messages of which some bytes are others: a status that says whose fault it is."""
+    draw = random.Random(6 if not large else None)
+    statuses: Counter[str] = Counter()
+    with grpc.insecure_channel(f"127.0.0.1:{fuzzed.grpc_port}") as channel:
+        call: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for _ in range(6000 if large else 300):
+            given = message(["ab", "c"], raw=draw.random() < 0.5, top_k=3, temperature=0.5)
+            given.outputs.add(name="generated_text")
+            data = bytearray(given.SerializeToString())
+            for _ in range(draw.choice([0, 1, 1, 2, 5])):
+                place = draw.randrange(len(data))
+                data[place : place + draw.randint(0, 2)] = draw.randbytes(draw.randint(0, 3))
+            try:
+                call(bytes(data), timeout=ANSWER_SECONDS)
+                statuses["OK"] += 1
+            except grpc.RpcError as error:
+                statuses[error.code().name] += 1
+                check_no_leak(str(error.details()).encode(), bytes(data))
+    print(statuses)
+    assert statuses.keys() == {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
     assert "Traceback" not in fuzzed.log
 
 

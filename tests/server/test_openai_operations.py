@@ -14,12 +14,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.event_streams import events, read_stream
+from tests.support.event_streams import Streamed, events, read_stream, stream
 from tests.support.metrics import Scrape
 from tests.support.openai_clients import COMPLETIONS, PATHS, check_refused, put_together
 from tests.support.raw_clients import Answer, RawConnection, post
 from tests.support.secrets import KEYS, MountedSecret, bearer
-from tests.support.servers import RunningServer, wait_for
+from tests.support.servers import TALKATIVE, RunningServer, wait_for
 from tests.support.strict import MAX_REQUESTS, Strict
 
 pytestmark = pytest.mark.process
@@ -175,9 +175,30 @@ def test_error_before_the_first_byte(locked: RunningServer, key_secret: MountedS
 
 @pytest.fixture(scope="module")
 def draining() -> Iterator[RunningServer]:
-    with RunningServer("--grace_period", "3", "--max_batch_size", "1") as running:
+    """Runs one sequence at a time, and its streams say often that they live."""
+    flags = ("--grace_period", "3", "--max_batch_size", "1")
+    with RunningServer(*flags, program=TALKATIVE) as running:
         running.wait_until_ready()
         yield running
+
+
+def test_keep_alive(draining: RunningServer) -> None:
+    """A stream that waits for its turn has comments, and its text after them."""
+
+    def ask() -> Streamed:
+        with httpx.Client(base_url=draining.client.base_url, timeout=60) as client:
+            return stream(client, COMPLETIONS, asked(9, stream=True))
+
+    with ThreadPoolExecutor(1) as pool:
+        holder = asked(2000, stream=True)
+        with draining.client.stream("POST", COMPLETIONS, json=holder) as first:
+            next(first.iter_lines())  # it has the one place
+            second = pool.submit(ask)
+            time.sleep(0.5)
+        streamed = second.result()
+    assert streamed.num_comments >= 2
+    assert streamed.last == "[DONE]"
+    assert put_together(streamed.events[:-1])[1] == {0: "length"}
 
 
 def test_drain(draining: RunningServer) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.support.event_streams import Streamed, events, stream
 from tests.support.metrics import Scrape
 from tests.support.secrets import KEYS, MountedSecret
-from tests.support.servers import RunningServer, wait_for
+from tests.support.servers import TALKATIVE, RunningServer, wait_for
 
 pytestmark = pytest.mark.process
 
@@ -25,14 +25,6 @@ PROMPTS = ["The secret to a happy life is to", "Message: I love it. Sentiment:"]
 
 #: Any token follows any other, so texts are full of broken and of rare characters.
 WILD = {"temperature": 5, "top_k": 0, "top_p": 1, "max_new_tokens": 120}
-
-#: A server whose streams say often that they live.
-TALKATIVE = """
-from gptj_predictor.server import event_stream
-event_stream.KEEP_ALIVE_SECONDS = 0.1
-from gptj_predictor.__main__ import main
-main()
-"""
 
 
 def body(prompts: list[str], **parameters: object) -> dict[str, Any]:

@@ -13,11 +13,15 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from kserve.protocol.grpc import grpc_predict_v2_pb2 as pb
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc as pb_grpc
 
 from gptj_predictor import __version__
 from gptj_predictor.server.traces import MAX_TRACED_SEQUENCES
+from tests.server.test_grpc import message
 from tests.support.otlp import (
     Collector,
     ReceivedSpan,
@@ -73,6 +77,7 @@ def traced() -> Iterator[Traced]:
             OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
             OTEL_EXPORTER_OTLP_HEADERS="x-key=of%20ours",
             OTEL_RESOURCE_ATTRIBUTES="k8s.pod.name=pod-7",
+            grpc=True,
             **SOON,
         ) as server,
     ):
@@ -188,6 +193,24 @@ def test_the_callers_trace_goes_on(traced: Traced) -> None:
     traced.server.post("{}", headers={"traceparent": parent.removesuffix("01") + "00"})
     traced.ask({})
     assert not traced.collector.of(trace_id)
+
+
+def test_a_grpc_call_has_a_span_too(traced: Traced) -> None:
+    """In its caller's trace, with its phases; probes have none."""
+    trace_id = secrets.token_hex(16)
+    metadata = (("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01"), ("x-request-id", "ours"))
+    with grpc.insecure_channel(f"127.0.0.1:{traced.server.grpc_port}") as channel:
+        stub = pb_grpc.GRPCInferenceServiceStub(channel)
+        assert stub.ServerReady(pb.ServerReadyRequest(), metadata=metadata).ready
+        stub.ModelInfer(message([PROMPT], max_new_tokens=3, min_new_tokens=3), metadata=metadata)
+    request, children = traced.collector.trace(trace_id)
+    assert request.name == f"text_completion {NAME}"
+    assert request.attributes["url.path"] == "/inference.GRPCInferenceService/ModelInfer"
+    assert request.attributes["http.response.status_code"] == 200
+    assert request.attributes["gptj.request_id"] == "ours"
+    assert request.attributes["gen_ai.usage.output_tokens"] == 3
+    assert [child.name for child in children] == ["queue", "prefill", "decode"]
+    check_times(request, children)
 
 
 def test_a_trace_of_its_own(traced: Traced) -> None:

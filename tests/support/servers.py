@@ -49,6 +49,14 @@ from gptj_predictor.__main__ import main
 main()
 """
 
+#: A server whose streams say often that they live.
+TALKATIVE = """
+from gptj_predictor.server import event_stream
+event_stream.KEEP_ALIVE_SECONDS = 0.1
+from gptj_predictor.__main__ import main
+main()
+"""
+
 #: A server that never gets done with loading, in torch.
 ENDLESS = """
 import torch
