@@ -23,13 +23,13 @@ def hasty() -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Exact:
     """The demo in fp32, in transformers."""
     return Exact(tmp_path_factory.mktemp("exact"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def native(exact: Exact) -> Iterator[RunningServer]:
     """The same, served."""
     with RunningServer("--model", str(exact.folder), "--precision", "native") as running:

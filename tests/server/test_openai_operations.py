@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.event_streams import Streamed, events, read_stream, stream
+from tests.support.event_streams import events, read_stream
 from tests.support.metrics import Scrape
 from tests.support.openai_clients import COMPLETIONS, PATHS, check_refused, put_together
 from tests.support.raw_clients import Answer, RawConnection, post
@@ -184,21 +184,17 @@ def draining() -> Iterator[RunningServer]:
 
 def test_keep_alive(draining: RunningServer) -> None:
     """A stream that waits for its turn has comments, and its text after them."""
-
-    def ask() -> Streamed:
-        with httpx.Client(base_url=draining.client.base_url, timeout=60) as client:
-            return stream(client, COMPLETIONS, asked(9, stream=True))
-
-    with ThreadPoolExecutor(1) as pool:
-        holder = asked(2000, stream=True)
-        with draining.client.stream("POST", COMPLETIONS, json=holder) as first:
-            next(first.iter_lines())  # it has the one place
-            second = pool.submit(ask)
-            time.sleep(0.5)
-        streamed = second.result()
-    assert streamed.num_comments >= 2
-    assert streamed.last == "[DONE]"
-    assert put_together(streamed.events[:-1])[1] == {0: "length"}
+    client = draining.client
+    with client.stream("POST", COMPLETIONS, json=asked(2000, stream=True)) as holder:
+        held = holder.iter_lines()
+        next(held)  # it has the one place
+        with client.stream("POST", COMPLETIONS, json=asked(9, stream=True)) as response:
+            lines = response.iter_lines()
+            assert [next(lines) for _ in range(4)] == [": waiting", ""] * 2
+            holder.close()
+            *pieces, done = filter(None, events(lines))
+    assert done == "[DONE]"
+    assert put_together([json.loads(piece) for piece in pieces])[1] == {0: "length"}
 
 
 def test_drain(draining: RunningServer) -> None:
