@@ -48,7 +48,7 @@ RULES = (
         r"give either data or|the shape says|binary_data_size|in binary",
         "A tensor's data are as many as its shape says, in JSON or behind it.",
     ),
-    (ACCEPTED, r"outputs\[\d+\]\.name", "An output is one of those that the model has."),
+    (ACCEPTED, r"outputs\[\d+\]\.name: \w+ is given more than once", "Outputs differ by name."),
     (ACCEPTED, r"logit_bias: .*\d{4,}", "A name of logit_bias is a token id of the vocabulary."),
     (REJECTED, r"in header - object with unexpected properties", "HTTP allows any header."),
     (
@@ -85,6 +85,9 @@ def check(server: RunningServer, *, max_examples: int, thorough: bool, at_least:
     assert not [pair for pair in outcome.statuses if pair[1] >= 500]
     unexcused = [finding for finding in outcome.findings if not excused(finding)]
     assert not unexcused, f"{len(unexcused)}: {unexcused[:3]}"
+    v2 = "/v2/models/{model_name}"
+    for path in (f"{v2}/infer", f"{v2}/generate"):
+        assert outcome.statuses[f"POST {path}", 200]
     for path in ("/v1/models/{model_name}:predict", "/v1/completions", "/tokenize"):
         assert outcome.statuses[f"POST {path}", 200]
         assert outcome.statuses[f"POST {path}", 400]
@@ -136,6 +139,8 @@ def test_streams_and_metrics_are_described(document: Any) -> None:
     assert kinds("post", "/v1/models/{model_name}:predict") == both
     assert kinds("post", "/v1/completions") == kinds("post", "/openai/v1/completions") == both
     assert kinds("post", "/v2/models/{model_name}/generate_stream") == {"text/event-stream"}
+    binary = {"application/json", "application/octet-stream"}
+    assert kinds("post", "/v2/models/{model_name}/infer") == binary
     assert kinds("get", "/metrics") == {"text/plain", "application/openmetrics-text"}
 
 

@@ -21,7 +21,7 @@ from gptj_predictor.server.protocols.infer import (
 )
 from gptj_predictor.server.protocols.json_bodies import parse_json, shown, unknown_name
 from gptj_predictor.server.protocols.parameters import parameters_schema, with_lower_case_names
-from gptj_predictor.server.tensors import MODEL_VERSION, PROMPT
+from gptj_predictor.server.tensors import DETAILS, MODEL_VERSION, OUTPUTS, PROMPT
 from gptj_predictor.settings import GenerationParameters, Limits
 
 #: How many bytes of a body are JSON; without it, all.
@@ -112,6 +112,30 @@ class InferResponse(BaseModel):
     outputs: list[ResponseTensor]
 
 
+#: An answer with binary data, in OpenAPI's words.
+BINARY_ANSWER: dict[str, Any] = {
+    "content": {
+        "application/octet-stream": {
+            "schema": {"type": "string", "format": "binary"},
+        }
+    },
+    "headers": {
+        LENGTH_HEADER: {
+            "description": "Bytes of the JSON, which the outputs' data follow in their order; only "
+            "if some is in binary.",
+            "schema": {"type": "integer", "minimum": 0},
+        }
+    },
+}
+
+#: What its route says of it.
+DESCRIPTION = (
+    "Tensors in, tensors out. An input's data may be in binary behind the JSON: its parameter "
+    f"binary_data_size says how many bytes it has, and the header {LENGTH_HEADER} how many the "
+    "JSON has. So may an output's, if that is asked for."
+)
+
+
 def infer_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, Any]:
     """The JSON part's schema in one piece, with what this model and server allow."""
     parameters = parameters_schema(limits, defaults)
@@ -131,9 +155,11 @@ def infer_schema(limits: Limits, defaults: GenerationParameters) -> dict[str, An
     tensor = schema["properties"]["inputs"]["items"]["properties"]
     tensor["name"]["const"] = PROMPT.name
     tensor["datatype"]["const"] = PROMPT.datatype
-    tensor["shape"] |= {"minItems": 1, "maxItems": 2}
-    tensor["shape"]["items"] |= {"minimum": 1, "maximum": limits.max_instances}
-    schema["properties"]["outputs"]["items"] = parts["RequestedOutput"]
+    count = {"type": "integer", "minimum": 1, "maximum": limits.max_instances}
+    tensor["shape"] |= {"prefixItems": [count, {"const": 1}], "items": False, "minItems": 1}
+    output = parts["RequestedOutput"]
+    output["properties"]["name"]["enum"] = [one.name for one in (*OUTPUTS, DETAILS)]
+    schema["properties"]["outputs"]["items"] = output
     return schema
 
 

@@ -28,6 +28,8 @@ from gptj_predictor.server.protocols.generate import (
 )
 from gptj_predictor.server.protocols.infer import InferRequest, check_model
 from gptj_predictor.server.protocols.infer_rest import (
+    BINARY_ANSWER,
+    DESCRIPTION,
     LENGTH_HEADER,
     InferResponse,
     infer_response,
@@ -57,7 +59,7 @@ GENERATE_EXAMPLE = {"text_input": "The secret is to", "parameters": {"max_tokens
 #: A short stream, for the document.
 STREAMED = """data: {"model_name":"gpt-j","model_version":"1","text_output":" learn","done":false}
 
-data: {"model_name":"gpt-j","model_version":"1","text_output":" to","done":true}
+data: {"model_name":"gpt-j","model_version":"1","text_output":"","done":true}
 
 """
 
@@ -146,19 +148,25 @@ def v2_routes(
                 response_model=answer,
                 include_in_schema=shown,
             )
-        for path, call, body, result in (
-            ("/infer", infer, infer_body, InferResponse),
-            ("/generate", generate_text, text_body, GenerateResponse),
-        ):
-            router.add_api_route(
-                f"{place}{path}",
-                call,
-                methods=["POST"],
-                response_model=result,
-                responses=errors(*TEXT_STATUSES),
-                openapi_extra=body,
-                include_in_schema=shown,
-            )
+        router.add_api_route(
+            f"{place}/infer",
+            infer,
+            methods=["POST"],
+            description=DESCRIPTION,
+            response_model=InferResponse,
+            responses={200: BINARY_ANSWER, **errors(*TEXT_STATUSES)},
+            openapi_extra=infer_body,
+            include_in_schema=shown,
+        )
+        router.add_api_route(
+            f"{place}/generate",
+            generate_text,
+            methods=["POST"],
+            response_model=GenerateResponse,
+            responses=errors(*TEXT_STATUSES),
+            openapi_extra=text_body,
+            include_in_schema=shown,
+        )
         router.add_api_route(
             f"{place}/generate_stream",
             generate_stream,
