@@ -37,7 +37,7 @@ FLAGS = {
     "--precision": "native",
     "--max_batch_size": 1,
     "--max_queued_requests": MAX_REQUESTS,
-    "--max_request_seconds": 20,
+    "--max_request_seconds": 60,
     "--receive_timeout_seconds": 2,
 }
 SERVICE = "inference.GRPCInferenceService"
@@ -68,7 +68,8 @@ class Served(NamedTuple):
     def busy(self) -> Iterator[None]:
         """Its one place is taken."""
         self.until(is_idle)
-        holder = self.stub.ModelInfer.future(message(["hold"], **of_length(2000)))
+        long = message(["hold"], **of_length(2000), num_return_sequences=8)
+        holder = self.stub.ModelInfer.future(long)
         self.until(lambda stats: stats["num_running"] == 1)
         yield
         holder.cancel()
