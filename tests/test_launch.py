@@ -42,7 +42,7 @@ def test_threads_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             1.0,
             r"^--kv_cache_gib 1: the memory limit leaves \d+ bytes for the KV cache on",
         ),
-        (300 * MIB, None, "^no memory is left for the KV cache on cpu: 314572800 bytes are free"),
+        (260 * MIB, None, "^no memory is left for the KV cache on cpu: 272629760 bytes are free"),
     ],
 )
 def test_a_kv_cache_that_a_limit_has_no_room_for(

@@ -141,7 +141,7 @@ def faulty(sdk_log: logging.Logger) -> tuple[Faulty, WatchedExporter]:
 def test_one_line_for_a_failure(
     faulty: tuple[Faulty, WatchedExporter], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="gptj_predictor")
     exporter, watched = faulty
     for result in (
         SpanExportResult.SUCCESS,

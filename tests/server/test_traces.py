@@ -262,7 +262,10 @@ def test_another_method(traced: Traced) -> None:
 
 
 def test_deadline_before_the_first_token(traced: Traced) -> None:
-    body = {"instances": ["a"] * 32, "parameters": {"max_new_tokens": 50}}
+    prompts = [
+        f"{number} " * 300 for number in range(32)
+    ]  # no step computes them in so short a time
+    body = {"instances": prompts, "parameters": {"max_new_tokens": 50}}
     response, request, children = traced.ask(body, **{"x-request-timeout": "0.001"})
     assert response.status_code == 504
     assert request.attributes["http.response.status_code"] == 504
