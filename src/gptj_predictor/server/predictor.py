@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import kserve
@@ -103,7 +104,7 @@ class GPTJPredictor(kserve.Model):
         self._is_lost = True
         self.requests.end_all(FinishReason.ERROR)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Stands for what a seeded text depends on beside its request, as far as this is known."""
         info = self._loaded().engine.info()
@@ -155,8 +156,7 @@ class GPTJPredictor(kserve.Model):
         Raises:
             ModelNotReady: it is not loaded yet, or the server ends.
         """
-        if not self.ready:
-            raise ModelNotReady(self.name)
+        self.check_ready()
         return self._loaded().tokenizer
 
     def trouble(self, step_timeout_seconds: float) -> str | None:

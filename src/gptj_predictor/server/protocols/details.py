@@ -57,10 +57,15 @@ def details_of(text: GeneratedText) -> dict[str, Any]:
     return details.model_dump(exclude={"tokens"}) | (tokens if text.has_logprobs else {})
 
 
+def bounded(logprob: float) -> float:
+    """A log-probability that JSON has."""
+    return max(logprob, MIN_LOGPROB)
+
+
 def _chosen(text: GeneratedText, logprobs: TokenLogprobs) -> dict[str, Any]:
     likeliest = [_likely(text, *one) for one in logprobs.top]
     return _likely(text, logprobs.token_id, logprobs.logprob) | {"top_logprobs": likeliest}
 
 
 def _likely(text: GeneratedText, token_id: int, logprob: float) -> dict[str, Any]:
-    return {"id": token_id, "text": text.spell(token_id), "logprob": max(logprob, MIN_LOGPROB)}
+    return {"id": token_id, "text": text.spell(token_id), "logprob": bounded(logprob)}

@@ -202,7 +202,8 @@ def format_response(
         scored = text.prompt_logprobs if request.echo else None
         logprobs = write(text.prompt, text.tokens, scored) if request.logprobs else None
         prompt = text.prompt.text if request.echo else ""
-        choices.append(_choice(request, len(choices), prompt + text.text, logprobs, text))
+        content = {"text": prompt + text.text}
+        choices.append(choice_of(request, len(choices), content, logprobs, text))
     return _body(request, choices) | {"usage": usage(texts)}
 
 
@@ -226,8 +227,9 @@ async def events(
         begun.add(index)
         scored = piece.prompt_logprobs if echoes else None
         logprobs = write(prompt, piece.tokens, scored) if request.logprobs else None
-        text = prompt.text + piece.text if echoes else piece.text
-        return event(_body(request, [_choice(request, index, text, logprobs, piece.end)]) | more)
+        content = {"text": prompt.text + piece.text if echoes else piece.text}
+        choice = choice_of(request, index, content, logprobs, piece.end)
+        return event(_body(request, [choice]) | more)
 
     async for data in streamed(generation, one):
         yield data
@@ -283,15 +285,16 @@ def _body(request: CompletionRequest, choices: list[dict[str, Any]]) -> dict[str
     return request.head.body("cmpl", "text_completion", choices)
 
 
-def _choice(
-    request: CompletionRequest,
+def choice_of(
+    request: GenerationRequest,
     index: int,
-    text: str,
+    content: dict[str, Any],
     logprobs: dict[str, Any] | None,
     end: GeneratedText | None,
 ) -> dict[str, Any]:
+    """One of the choices: what it says, and how it ended if it has."""
     reason = finish_reason(end)
-    choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+    choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
     if end is not None and request.parameters.details:
         choice["details"] = details_of(end)
     return choice

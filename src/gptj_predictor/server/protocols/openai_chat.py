@@ -22,10 +22,9 @@ from gptj_predictor.server.generation_call import (
     GenerationRequest,
     Piece,
 )
-from gptj_predictor.server.protocols.details import details_of
+from gptj_predictor.server.protocols.details import bounded
 from gptj_predictor.server.protocols.json_bodies import parse_json, shown, unknown_name
-from gptj_predictor.server.protocols.openai import DONE, Head, finish_reason, streamed, usage
-from gptj_predictor.server.protocols.openai_logprobs import bounded
+from gptj_predictor.server.protocols.openai import DONE, Head, choice_of, streamed, usage
 from gptj_predictor.server.protocols.openai_schema import ROLES, ChatFields, read_fields
 from gptj_predictor.server.protocols.parameters import read_parameters
 from gptj_predictor.settings import GenerationParameters, Limits
@@ -163,7 +162,7 @@ def format_response(
     for index, text in enumerate(texts[0]):
         message = {"role": "assistant", "content": text.text, "refusal": None}
         logprobs = _logprobs(request, text.tokens, text, tokenizer)
-        choices.append(_choice(request, index, {"message": message}, logprobs, text))
+        choices.append(choice_of(request, index, {"message": message}, logprobs, text))
     head = request.head.body("chatcmpl", "chat.completion", choices)
     return head | {"usage": usage(texts)}
 
@@ -184,7 +183,7 @@ async def events(
             begun.add(piece.sequence)
             delta = {"role": "assistant"} | delta
         logprobs = _logprobs(request, piece.tokens, piece.end, tokenizer)
-        choice = _choice(request, piece.sequence, {"delta": delta}, logprobs, piece.end)
+        choice = choice_of(request, piece.sequence, {"delta": delta}, logprobs, piece.end)
         return event(chunk([choice]) | more)
 
     async for data in streamed(generation, one):
@@ -192,20 +191,6 @@ async def events(
     if request.include_usage:
         yield event(chunk([]) | {"usage": usage(await generation.texts())})
     yield DONE
-
-
-def _choice(
-    request: ChatRequest,
-    index: int,
-    content: dict[str, Any],
-    logprobs: dict[str, Any] | None,
-    end: GeneratedText | None,
-) -> dict[str, Any]:
-    reason = finish_reason(end)
-    choice = {"index": index, **content, "logprobs": logprobs, "finish_reason": reason}
-    if end is not None and request.parameters.details:
-        choice["details"] = details_of(end)
-    return choice
 
 
 def _logprobs(

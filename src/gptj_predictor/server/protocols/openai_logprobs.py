@@ -10,10 +10,8 @@ from typing import Any
 
 from gptj_predictor.engine.request import TokenLogprobs
 from gptj_predictor.server.generation_call import GeneratedToken, TokenizedPrompt
+from gptj_predictor.server.protocols.details import MIN_LOGPROB, bounded
 from gptj_predictor.tokenizer import Tokenizer
-
-#: OpenAI's for what is less likely still; JSON has no infinity.
-MIN_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,3 @@ def mean_logprob(tokens: Sequence[GeneratedToken]) -> float:
     if not tokens:
         return MIN_LOGPROB
     return sum(bounded(one.logprobs.logprob) for one in tokens) / len(tokens)
-
-
-def bounded(logprob: float) -> float:
-    """A log-probability that JSON has, and not below OpenAI's least."""
-    return max(logprob, MIN_LOGPROB)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from kserve.errors import ModelNotFound
 from kserve.protocol.dataplane import DataPlane
 
+from gptj_predictor.server.generation import Generation
+from gptj_predictor.server.generation_call import GeneratedText
 from gptj_predictor.server.middleware import request_id_of
 from gptj_predictor.server.predictor import GPTJPredictor
 from gptj_predictor.server.protocols.json_bodies import cut
@@ -38,6 +43,7 @@ from gptj_predictor.server.routes.openapi import (
     json_body,
     reference,
 )
+from gptj_predictor.tokenizer import Tokenizer
 
 #: Short requests, for the document.
 EXAMPLE = {"prompt": "The secret to a happy life is to", "max_tokens": 12}
@@ -63,6 +69,8 @@ CHAT_CHUNK = {
     "required": ["object", "choices"],
 }
 
+Asked = TypeVar("Asked", CompletionRequest, ChatRequest)
+
 PREFIXES = ("/openai/v1", "/v1")
 
 
@@ -80,40 +88,39 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         _check_model(predictor, model_id)
         return card
 
-    async def completions(request: Request) -> Response:
-        head = _head(request, predictor)
+    async def ask(
+        request: Request,
+        parse: Callable[[bytes, Head], Asked],
+        write: Callable[[Asked, list[list[GeneratedText]], Tokenizer], dict[str, Any]],
+        stream: Callable[[Asked, Generation, Tokenizer], AsyncIterator[bytes]],
+    ) -> Response:
+        head = Head.of(request_id_of(request.scope), predictor.name, predictor.fingerprint)
+        tokenizer = predictor.tokenizer
 
-        def parse(body: bytes) -> CompletionRequest:
-            asked = parse_request(body, predictor.limits, head)
+        def parse_ours(body: bytes) -> Asked:
+            asked = parse(body, head)
             _check_model(predictor, asked.model)
             return asked
 
-        tokenizer = predictor.tokenizer
         wire = WireFormat(
-            parse=parse,
-            answer=lambda asked, texts: JSONResponse(format_response(asked, texts, tokenizer)),
-            events=lambda asked, generation: events(asked, generation, tokenizer),
+            parse=parse_ours,
+            answer=lambda asked, texts: JSONResponse(write(asked, texts, tokenizer)),
+            events=lambda asked, generation: stream(asked, generation, tokenizer),
             error_event=error_event,
         )
         return await generate(request, dataplane, predictor, wire)
+
+    async def completions(request: Request) -> Response:
+        def parse(body: bytes, head: Head) -> CompletionRequest:
+            return parse_request(body, predictor.limits, head)
+
+        return await ask(request, parse, format_response, events)
 
     async def chat(request: Request) -> Response:
-        head = _head(request, predictor)
+        def parse(body: bytes, head: Head) -> ChatRequest:
+            return parse_chat(body, predictor.limits, head, predictor.chat_template)
 
-        def parse(body: bytes) -> ChatRequest:
-            template = predictor.chat_template
-            asked = parse_chat(body, predictor.limits, head, template)
-            _check_model(predictor, asked.model)
-            return asked
-
-        tokenizer = predictor.tokenizer
-        wire = WireFormat(
-            parse=parse,
-            answer=lambda asked, texts: JSONResponse(format_chat(asked, texts, tokenizer)),
-            events=lambda asked, generation: chat_events(asked, generation, tokenizer),
-            error_event=error_event,
-        )
-        return await generate(request, dataplane, predictor, wire)
+        return await ask(request, parse, format_chat, chat_events)
 
     error = reference(OpenAIErrorResponse)
     text_events = event_stream(reference(Completion), error, example=STREAMED, end="[DONE]")
@@ -145,10 +152,6 @@ def openai_routes(dataplane: DataPlane, predictor: GPTJPredictor) -> APIRouter:
         responses=errors(404, model=OpenAIErrorResponse),
     )
     return router
-
-
-def _head(request: Request, predictor: GPTJPredictor) -> Head:
-    return Head.of(request_id_of(request.scope), predictor.name, predictor.fingerprint)
 
 
 def _check_model(predictor: GPTJPredictor, name: str | None) -> None:
