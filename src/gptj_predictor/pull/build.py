@@ -20,6 +20,9 @@ from gptj_predictor.pull.convert import (
 from gptj_predictor.pull.job import Job, Plan, bytes_in
 from gptj_predictor.snapshot.folder import read_json_object
 
+#: Of a ``config.json`` beside int8 weights.
+QUANTIZATION_CONFIG = {"quant_method": "gptj-predictor", "weights": "int8", "scales": "per output"}
+
 
 def build(job: Job, plan: Plan) -> None:
     """Make the snapshot's files: moved as they are, if that will do, or else converted.
@@ -32,7 +35,7 @@ def build(job: Job, plan: Plan) -> None:
         OSError: it cannot be written.
     """
     files = [file.name for file in plan.weights if not file.name.endswith(".json")]
-    if is_servable(plan.source, files, plan.dtype):
+    if is_servable(plan.source, files, plan.storage):
         shutil.rmtree(plan.build, ignore_errors=True)
         plan.source.rename(plan.build)
         return
@@ -45,14 +48,21 @@ def build(job: Job, plan: Plan) -> None:
     for small in plan.small:
         shutil.copy(plan.source / small.name, plan.build)
     kept = {name: sources[name] for name in (*plan.shapes, "lm_head.weight") if name in sources}
-    job.make_room(stored_bytes(kept, plan.dtype) - bytes_in(plan.build))
-    convert(kept, plan.build, plan.dtype, job.check)
-    _set_dtype(plan.build / "config.json", plan.dtype or next(iter(kept.values())).dtype)
+    job.make_room(stored_bytes(kept, plan.storage) - bytes_in(plan.build))
+    convert(kept, plan.build, plan.storage, job.check)
+    dtype = plan.storage.dtype or next(iter(kept.values())).dtype
+    _describe_weights(plan.build / "config.json", dtype, int8=bool(plan.storage.quantized))
 
 
-def _set_dtype(config: Path, dtype: torch.dtype) -> None:
-    """Say in a configuration what the weights are stored in, as transformers does."""
+def _describe_weights(config: Path, dtype: torch.dtype, *, int8: bool) -> None:
+    """Say in a configuration what the weights are stored in, as transformers does.
+
+    Of int8 weights it says so under a method that transformers does not know, and so warns of:
+    without that it would take the integers for the weights in silence.
+    """
     content = read_json_object(config)
     content.pop("torch_dtype", None)
     content["dtype"] = dtype_name(dtype)
+    if int8:
+        content["quantization_config"] = QUANTIZATION_CONFIG
     write_whole(config, json.dumps(content, indent=2, sort_keys=True) + "\n")
