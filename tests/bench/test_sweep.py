@@ -221,7 +221,13 @@ def test_every_flag_is_there_in_both_spellings(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["benchmark", "--help"])
     text = capsys.readouterr().out
-    for name in (*BenchmarkSettings.model_fields, "precision", "wait_for_snapshot", "resume"):
+    for name in (
+        *BenchmarkSettings.model_fields,
+        "precision",
+        "quantization",
+        "wait_for_snapshot",
+        "resume",
+    ):
         assert f"--{name} " in text or f"--{name}\n" in text
         assert f"--{name.replace('_', '-')}" in text
     assert "--max_body_bytes" not in text

@@ -34,7 +34,7 @@ def load_int8(folder: Path, dtype: torch.dtype) -> GPTJNetwork:
 @pytest.fixture
 def unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights are where they were put, and can be compared."""
-    monkeypatch.setattr(NetworkBuilder, "_packs", lambda *_: False)
+    monkeypatch.setattr(NetworkBuilder, "packs", lambda *_: False)
 
 
 @pytest.mark.usefixtures("unpacked")

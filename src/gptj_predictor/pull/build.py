@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import write_whole
 from gptj_predictor.pull.convert import (
+    Storage,
     check_checkpoint,
     convert,
     is_servable,
@@ -50,19 +50,22 @@ def build(job: Job, plan: Plan) -> None:
     kept = {name: sources[name] for name in (*plan.shapes, "lm_head.weight") if name in sources}
     job.make_room(stored_bytes(kept, plan.storage) - bytes_in(plan.build))
     convert(kept, plan.build, plan.storage, job.check)
-    dtype = plan.storage.dtype or next(iter(kept.values())).dtype
-    _describe_weights(plan.build / "config.json", dtype, int8=bool(plan.storage.quantized))
+    storage = plan.storage
+    if storage.dtype is None:
+        storage = replace(storage, dtype=next(iter(kept.values())).dtype)
+    describe_weights(plan.build / "config.json", storage)
 
 
-def _describe_weights(config: Path, dtype: torch.dtype, *, int8: bool) -> None:
-    """Say in a configuration what the weights are stored in, as transformers does.
+def describe_weights(config: Path, storage: Storage) -> None:
+    """Say in a configuration how the weights are stored, as transformers does.
 
     Of int8 weights it says so under a method that transformers does not know, and so warns of:
     without that it would take the integers for the weights in silence.
     """
     content = read_json_object(config)
     content.pop("torch_dtype", None)
-    content["dtype"] = dtype_name(dtype)
-    if int8:
+    if storage.dtype is not None:
+        content["dtype"] = dtype_name(storage.dtype)
+    if storage.quantized:
         content["quantization_config"] = QUANTIZATION_CONFIG
     write_whole(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -97,11 +97,14 @@ def load_network(
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
-        ValueError: ``placement`` is not for this configuration: see :class:`NetworkBuilder`.
+        ValueError: ``placement`` is not for this configuration, or the folder stores int8 weights
+            and the network is not to have them: see :class:`NetworkBuilder`.
     """
     check_tensors(folder)
     started = time.perf_counter()
-    builder = NetworkBuilder(folder.config, dtype, placement, quantization)
+    builder = NetworkBuilder(
+        folder.config, dtype, placement, quantization, stored=folder.quantization
+    )
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):
