@@ -22,6 +22,7 @@ from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.sampling.params import SamplingParams
+from tests.support import interpreted  # noqa: F401  (quicker)
 from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
 from tests.support.reference import ReferenceModel
 
