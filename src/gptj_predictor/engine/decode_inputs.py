@@ -131,11 +131,11 @@ class DecodeInputs:
 
     def _pad(self, start: int, batch_index: int) -> None:
         """Make padding of the sequences from ``start`` on."""
-        self.batch_indices[start:] = batch_index
-        self.positions[start:] = 0
-        self.slot_mapping[start:] = NULL_PAGE
-        self.lengths[start:] = 1
-        self.page_tables[start:] = NULL_PAGE
+        self.batch_indices.numpy()[start:] = batch_index
+        self.positions.numpy()[start:] = 0
+        self.slot_mapping.numpy()[start:] = NULL_PAGE
+        self.lengths.numpy()[start:] = 1
+        self.page_tables.numpy()[start:] = NULL_PAGE
         self._rows.pad(start)
 
     def pin(self, device: torch.device) -> torch.Tensor:
