@@ -72,8 +72,7 @@ class GPTJLayer:
             config.n_head,
             LayerNorm.of(config, weights, f"{name}.norm"),
             _projection(weights, f"{name}.project_in"),
-            # A few of the values that it reads are large, and 8 bits too coarse for the rest.
-            _projection(weights, f"{name}.project_out", always_fine=True),
+            _projection(weights, f"{name}.project_out"),
             config.activation_function,
             _activation(config.activation_function),
         )
@@ -84,9 +83,9 @@ class GPTJLayer:
         return self.norm.weight.shape[0]
 
 
-def _projection(weights: Weights, name: str, *, always_fine: bool = False) -> Projection:
-    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-    return make_projection(weight, bias, weights.get(f"{name}.scale"), always_fine=always_fine)
+def _projection(weights: Weights, name: str) -> Projection:
+    scales = weights.get(f"{name}.scale")
+    return make_projection(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.int8_packing import Int8Packer
-from gptj_predictor.model.quantization import quantize_rows
+from gptj_predictor.model.quantization import combine_rows, quantize_rows
 
 #: oneDNN chooses the blocks of a packed weight for an expected number of rows. Measured on an AMX
 #: Xeon with huge pages: packed for 1 row, bfloat16 is read 15 percent faster at 1 to 16 rows than
@@ -114,25 +114,14 @@ class FloatProjection(Projection):
 
 
 class Int8Projection(Projection):
-    """With int8 weights, and activations that are rounded to int8 row by row.
+    """With int8 weights, and activations that are rounded to pairs of int8 row by row.
 
     Packed weights are multiplied by oneDNN, in integers. Others are converted to fp32 each time:
     right on every device, and slow.
     """
 
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        scales: torch.Tensor,
-        bias: torch.Tensor,
-        *,
-        always_fine: bool = False,
-    ) -> None:
-        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`.
-
-        ``always_fine`` is :func:`quantize_rows`'s.
-        """
-        self._always_fine = always_fine
+    def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> None:
+        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
         self._weight, self._scales, self.bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
 
@@ -150,13 +139,12 @@ class Int8Projection(Projection):
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T`` in fp32."""
-        rows = quantize_rows(x, always_fine=self._always_fine)
+        values, scales = quantize_rows(x)
         if self._weight.is_mkldnn:
-            product = _multiply_packed(rows.values, self._weight, self._scales, self._zero_points)
+            product = _multiply_packed(values, self._weight, self._scales, self._zero_points)
         else:
-            product = functional.linear(rows.values.float(), self._weight.float())
-            product.mul_(self._scales)
-        return rows.combine(product)
+            product = functional.linear(values.float(), self._weight.float()).mul_(self._scales)
+        return combine_rows(product, scales)
 
 
 def _multiply_packed(
@@ -170,16 +158,9 @@ def _multiply_packed(
 
 
 def make_projection(
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    scales: torch.Tensor | None,
-    *,
-    always_fine: bool = False,
+    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
 ) -> Projection:
-    """The projection for a weight, which has scales if it is int8.
-
-    ``always_fine`` is :func:`quantize_rows`'s.
-    """
+    """The projection for a weight, which has scales if it is int8."""
     if scales is None:
         return FloatProjection(weight, bias)
-    return Int8Projection(weight, scales, bias, always_fine=always_fine)
+    return Int8Projection(weight, scales, bias)
