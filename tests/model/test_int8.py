@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from gptj_predictor.model.int8_packing import Int8Packer
 from gptj_predictor.model.linear import Int8Projection, can_multiply_int8
 from gptj_predictor.model.quantization import (
     FINE_STEPS,
-    combine_rows,
+    QuantizedRows,
     quantize,
     quantize_rows,
     scales_of,
@@ -47,22 +48,29 @@ def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None
     assert (error.abs() <= scales.double()[:, None] * 0.50001).all()
 
 
-def values_of(x: torch.Tensor) -> torch.Tensor:
-    """What the integers say of the rows."""
-    values, scales = quantize_rows(x)
-    coarse, fine = values.double().chunk(2)
-    return (coarse + fine / FINE_STEPS) * scales.double()
+def values_of(rows: QuantizedRows, row: int) -> torch.Tensor:
+    """What the integers say of a row."""
+    count = len(rows.scales)
+    value = rows.values[row].double()
+    fine = range(count) if rows.fine is None else rows.fine.tolist()
+    if row in fine:
+        value = value + rows.values[count + list(fine).index(row)].double() / FINE_STEPS
+    return value * rows.scales[row].double()
 
 
-@pytest.mark.parametrize("outlier", [1, 60])
-def test_rows_are_rounded_each_by_itself(outlier: float) -> None:
+@pytest.mark.parametrize("peaks", [[], [3], [0, 3, 5], range(6)])
+def test_rows_are_rounded_each_by_itself(peaks: Sequence[int]) -> None:
     x = rows(6, 96)
-    x[:, 7] *= outlier
-    values, scales = quantize_rows(x)
-    assert values.abs().max() <= 127
-    assert (values_of(x) - x).abs().le(scales.double() * 0.502 / FINE_STEPS).all()
+    for row in peaks:
+        x[row, 7] = 30 * x[row].std() + 1
+    together = quantize_rows(x)
+    assert len(together.values) == 6 + len(peaks)
+    assert together.values.abs().max() <= 127
     for row in range(6):
-        assert values_of(x[row : row + 1])[0].equal(values_of(x)[row])
+        step = together.scales[row].double() / (FINE_STEPS if row in peaks else 1)
+        assert (values_of(together, row) - x[row]).abs().le(step * 0.502).all()
+        alone = quantize_rows(x[row : row + 1])
+        assert values_of(alone, 0).equal(values_of(together, row))
 
 
 @needs_vnni
@@ -76,9 +84,9 @@ def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
     for seed in range(3):
         weight = int8_weight(outputs, inputs, seed)
         projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs))
-        values, scales = quantize_rows(x)
-        product = (values.double() @ weight.double().T).float()
-        assert projection(x).equal(combine_rows(product, scales))
+        quantized = quantize_rows(x)
+        product = (quantized.values.double() @ weight.double().T).float()
+        assert projection(x).equal(quantized.combine(product))
 
 
 @needs_vnni
@@ -125,7 +133,9 @@ def test_projection(packed: bool, dtype: torch.dtype) -> None:
     quantized = quantize(weight, scales)
     projection = Int8Projection(Int8Packer().pack(quantized) if packed else quantized, scales, bias)
     x, residual = torch.randn(5, 128).to(dtype), torch.randn(5, 256).to(dtype)
-    wanted = values_of(x) @ (quantized.double() * scales[:, None]).T + bias
+    rows = quantize_rows(x)
+    values = torch.stack([values_of(rows, row) for row in range(len(x))])
+    wanted = values @ (quantized.double() * scales[:, None]).T + bias
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
     close(projection(x), wanted.to(dtype))

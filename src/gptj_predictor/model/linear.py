@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.int8_packing import Int8Packer
-from gptj_predictor.model.quantization import combine_rows, quantize_rows
+from gptj_predictor.model.quantization import quantize_rows
 
 #: oneDNN chooses the blocks of a packed weight for an expected number of rows. Measured on an AMX
 #: Xeon with huge pages: packed for 1 row, bfloat16 is read 15 percent faster at 1 to 16 rows than
@@ -114,7 +114,7 @@ class FloatProjection(Projection):
 
 
 class Int8Projection(Projection):
-    """With int8 weights, and activations that are rounded to pairs of int8 row by row.
+    """With int8 weights, and activations that are rounded to int8 row by row.
 
     Packed weights are multiplied by oneDNN, in integers. Others are converted to fp32 each time:
     right on every device, and slow.
@@ -139,12 +139,13 @@ class Int8Projection(Projection):
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T`` in fp32."""
-        values, scales = quantize_rows(x)
+        rows = quantize_rows(x)
         if self._weight.is_mkldnn:
-            product = _multiply_packed(values, self._weight, self._scales, self._zero_points)
+            product = _multiply_packed(rows.values, self._weight, self._scales, self._zero_points)
         else:
-            product = functional.linear(values.float(), self._weight.float()).mul_(self._scales)
-        return combine_rows(product, scales)
+            product = functional.linear(rows.values.float(), self._weight.float())
+            product.mul_(self._scales)
+        return rows.combine(product)
 
 
 def _multiply_packed(
