@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch.nn import functional
 
@@ -31,19 +33,37 @@ class Projection:
     """``x W^T + b`` with a weight ``[outputs, inputs]``, plain or packed, and a bias."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self._weight, self._bias = weight, bias
+        self._weight, self.bias = weight, bias
         self._packed = weight.is_mkldnn
+
+    @classmethod
+    def of(cls, weights: Mapping[str, torch.Tensor], name: str) -> Projection:
+        """By its name among a network's weights."""
+        return cls(weights[f"{name}.weight"], weights[f"{name}.bias"])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, inputs]`` to ``[T, outputs]``."""
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return functional.linear(x, self._weight, self._bias)
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+        return functional.linear(x, self._weight, self.bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; may use ``residual``'s memory for the result."""
         if self._packed:
             return torch.ops.mkldnn._linear_pointwise.binary(
-                x, residual, self._weight, self._bias, "add"
+                x, residual, self._weight, self.bias, "add"
             )
-        return residual.add_(self._bias).addmm_(x, self._weight.t())
+        return residual.add_(self.bias).addmm_(x, self._weight.t())
+
+    def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``residual + x W^T`` where the residual has the bias; may use its memory."""
+        if self._packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, None, "add")
+        return residual.addmm_(x, self._weight.t())
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``x W^T + b`` to ``out``, ``[T, outputs]``."""
+        if self._packed:
+            out.copy_(self(x))
+        else:
+            torch.addmm(self.bias, x, self._weight.t(), out=out)

@@ -115,8 +115,8 @@ def select_attention(device: torch.device, head_size: int, dtype: torch.dtype) -
     if device.type == "cuda":
         causal_bias()  # its import shall not keep the first request waiting
     if device.type == "cuda" and _triton_can_build():
+        from gptj_predictor.model.triton.decode_attention import supports
         from gptj_predictor.model.triton_attention import TritonAttention
-        from gptj_predictor.model.triton_kernels import supports
 
         if supports(head_size, dtype):
             properties = torch.cuda.get_device_properties(device)
