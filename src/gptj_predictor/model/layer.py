@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.linear import Projection
+from gptj_predictor.model.linear import Projection, make_projection
 
 #: By name, each filled and on its device.
 Weights = Mapping[str, torch.Tensor]
@@ -71,8 +71,8 @@ class GPTJLayer:
         return cls(
             config.n_head,
             LayerNorm.of(config, weights, f"{name}.norm"),
-            Projection.of(weights, f"{name}.project_in"),
-            Projection.of(weights, f"{name}.project_out"),
+            _projection(weights, f"{name}.project_in"),
+            _projection(weights, f"{name}.project_out"),
             config.activation_function,
             _activation(config.activation_function),
         )
@@ -81,6 +81,11 @@ class GPTJLayer:
     def hidden(self) -> int:
         """The hidden size H."""
         return self.norm.weight.shape[0]
+
+
+def _projection(weights: Weights, name: str) -> Projection:
+    scales = weights.get(f"{name}.scale")
+    return make_projection(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

@@ -16,7 +16,8 @@ from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.layer import GPTJLayer, LayerNorm, Weights
-from gptj_predictor.model.linear import Projection
+from gptj_predictor.model.linear import make_projection
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
 
 
@@ -44,10 +45,11 @@ class GPTJNetwork:
 
     Attributes:
         config: What it was made from.
-        dtype: Of weights, activations and KV cache.
+        dtype: Of activations, KV cache and weights that are not int8.
         placement: Where its parts are.
         weights: All weights by name, such as ``layers.0.project_in.bias``. Matrices are ``[outputs,
-            inputs]``, plain or packed.
+            inputs]``, plain or packed; those that are int8 have fp32 ``layers.0.project_in.scale``
+            beside them.
         attentions: How each device attends.
         weight_bytes: Bytes of all weights.
     """
@@ -62,14 +64,19 @@ class GPTJNetwork:
     ) -> None:
         self.config, self.dtype, self.placement = config, dtype, placement
         self.weights, self.attentions = weights, attentions
-        self.weight_bytes = sum(weight.numel() for weight in weights.values()) * dtype.itemsize
+        self.weight_bytes = sum(w.numel() * w.dtype.itemsize for w in weights.values())
         self._embedding = weights["embedding.weight"]
         self._layers = [GPTJLayer.of(config, weights, f"layers.{i}") for i in range(config.n_layer)]
         self._norm = LayerNorm.of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = Projection(head, weights["head.bias"])
+        self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
+
+    @property
+    def quantization(self) -> WeightQuantization:
+        """How the weights of products are held."""
+        return "int8" if any(name.endswith(".scale") for name in self.weights) else "none"
 
     @property
     def head_size(self) -> int:

@@ -27,7 +27,7 @@ def normalize_and_add(
 
     Args:
         residual: ``[T, H]`` contiguous, changed in place after it was read.
-        weight: ``[H]`` of the norm, and of the residual's dtype as the next two.
+        weight: ``[H]`` of the norm.
         bias: ``[H]`` of the norm.
         epsilon: Added to the variance.
         addend: ``[H]``.
