@@ -14,6 +14,7 @@ from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.request import Event
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.sampling.params import SamplingParams
 from peers.peer import Peer
 from peers.timing import Prompts, Timing
@@ -94,13 +95,24 @@ class Stream:
             self._ends.release()
 
 
+def name_of(quantization: WeightQuantization) -> str:
+    """Our name in the tables."""
+    return "ours" if quantization == "none" else f"ours {quantization}"
+
+
 def make_ours(
-    config: GPTJConfig, dtype: str, step_bytes: int, threads: int, engine: EngineConfig
+    config: GPTJConfig,
+    dtype: str,
+    step_bytes: int,
+    threads: int,
+    engine: EngineConfig,
+    quantization: WeightQuantization,
 ) -> Peer:
     """Our engine on a CPU with the weights that everyone has."""
     torch.set_num_threads(threads)
 
     def load() -> GPTJNetwork:
-        return make_network(config, make_model(config, getattr(torch, dtype), CPU), CPU)
+        model = make_model(config, getattr(torch, dtype), CPU)
+        return make_network(config, model, CPU, quantization)
 
-    return Ours(Engine(alone(load), engine), "ours", step_bytes)
+    return Ours(Engine(alone(load), engine), name_of(quantization), step_bytes)

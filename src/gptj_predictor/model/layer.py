@@ -72,7 +72,8 @@ class GPTJLayer:
             config.n_head,
             LayerNorm.of(config, weights, f"{name}.norm"),
             _projection(weights, f"{name}.project_in"),
-            _projection(weights, f"{name}.project_out"),
+            # Few of the MLP's hidden values are large: 8 bits are too coarse for the others.
+            _projection(weights, f"{name}.project_out", always_fine=True),
             config.activation_function,
             _activation(config.activation_function),
         )
@@ -83,9 +84,9 @@ class GPTJLayer:
         return self.norm.weight.shape[0]
 
 
-def _projection(weights: Weights, name: str) -> Projection:
-    scales = weights.get(f"{name}.scale")
-    return make_projection(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
+def _projection(weights: Weights, name: str, *, always_fine: bool = False) -> Projection:
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return make_projection(weight, bias, weights.get(f"{name}.scale"), always_fine=always_fine)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

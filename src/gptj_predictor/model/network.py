@@ -69,7 +69,10 @@ class GPTJNetwork:
         self._layers = [GPTJLayer.of(config, weights, f"layers.{i}") for i in range(config.n_layer)]
         self._norm = LayerNorm.of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
+        # What the head rounds off decides between tokens.
+        self._head = make_projection(
+            head, weights["head.bias"], weights.get("head.scale"), always_fine=True
+        )
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
 
