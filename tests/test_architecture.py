@@ -48,7 +48,7 @@ MAY_USE: dict[str, set[str]] = {
     "devices": {"common", "model", "settings"},
     "engine": {"common", "model", "sampling"},
     "launch": {"common", "devices", "engine", "model", "settings", "snapshot", "tokenizer"},
-    "model": set(),
+    "model": {"common"},
     "pull": {"common", "devices", "model", "settings", "snapshot"},
     "sampling": {"common"},
     "server": {"", "chat_template", "common", "engine", "sampling", "settings", "tokenizer"},

@@ -28,10 +28,10 @@ import triton  # type: ignore[import-untyped]
 from triton.backends.nvidia import driver as nvidia  # type: ignore[import-untyped]
 from triton.runtime import build  # type: ignore[import-untyped]
 
+from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kernel_store import STORE
-from gptj_predictor.model.kernel_variants import KernelShape, launches
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

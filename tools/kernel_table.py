@@ -3,7 +3,7 @@
     python tools/kernel_table.py [--architectures 80 90] [--head-sizes 256] [--write] [--json FILE]
 
 The kernels are those that the product launches, by its own functions
-(gptj_predictor/model/kernel_variants.py). Compiler and reader of machine code come with Triton. It
+(gptj_predictor/engine/kernel_variants.py). Compiler and reader of machine code come with Triton. It
 ends with 1 if a kernel does not fit a card's shared memory, or keeps values in local memory, which
 is what is left where registers do not suffice ("spills"). ``--write`` writes the table in
 docs/kernels.md anew.
@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 import triton  # type: ignore[import-untyped]
 
+from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.kernel_variants import KernelShape, launches
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
 SECTION = re.compile(r"(<!-- made by tools/kernel_table.py -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import gptj_predictor
-from gptj_predictor.model.kernel_configs import KERNEL_CONFIGS
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
 
 pytest.importorskip("triton")
 
@@ -83,8 +83,7 @@ def test_compiles_for_every_card(cards: tuple[int, ...], tmp_path: Path) -> None
     }
     for usage in usages:
         assert 0 < usage["registers"] <= 255
-        if usage["kernel"] in {"_rotate_and_store", "_attend", "_merge"}:
-            assert usage["wide"], usage
+        assert usage["wide"], usage
         if usage["kernel"] == "_attend":
             assert usage["asynchronous"] == (usage["architecture"] >= 80), usage
     assert documented(cards) in ({}, shown(usages, cards))

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import torch
 
 from gptj_predictor.engine.core import EngineConfig, EngineCore
+from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.ahead_of_time import noted_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.kernel_variants import KernelShape, launches
 from gptj_predictor.model.network import Placement
 from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.sampling.params import SamplingParams

@@ -18,9 +18,9 @@ import torch
 import triton  # type: ignore[import-untyped]
 from triton.backends.nvidia.driver import CudaDriver  # type: ignore[import-untyped]
 
+from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.model import kernel_store
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.kernel_variants import KernelShape, launches
 
 #: What Triton's module calls at a launch. A handle is any number but 0. Of a device's attributes 10
 #: is the width of a warp and 97 the shared memory of a program; of a function's, 0 is its threads.

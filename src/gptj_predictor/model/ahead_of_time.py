@@ -7,7 +7,7 @@ in Triton's cache is what the card itself would look for. It serves the whole pr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,8 @@ import triton  # type: ignore[import-untyped]
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 from triton.runtime import driver  # type: ignore[import-untyped]
 
-from gptj_predictor.model.kernel_variants import Launch
+#: Launches a kernel, or several.
+Launch = Callable[[], object]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
 from gptj_predictor.sampling.rows import MAX_ENDS
 
-#: Logits that a program works on at a time: 8 for each of 512 threads, 16 bytes at 16 bits.
-_BLOCK = 4096
+_CONFIG = KERNEL_CONFIGS["_sample"]
 #: Two bits of a logit's fp32 representation a pass: of bfloat16 the upper 16 decide, of float16 20.
 _PASSES = {torch.bfloat16: 8, torch.float16: 10, torch.float32: 16}
 
@@ -81,7 +81,8 @@ def sample_rows(
 
 def sample_options(vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     """What :func:`sample_rows` is compiled for."""
-    block = min(triton.next_power_of_2(vocabulary), _BLOCK)
+    block = min(triton.next_power_of_2(vocabulary), _CONFIG.sizes["block"])
+    warps = min(max(block // _CONFIG.sizes["values_per_warp"], 1), _CONFIG.num_warps)
     return {
         "vocabulary": vocabulary,
         "block": block,
@@ -89,7 +90,7 @@ def sample_options(vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
         # The largest share is 1, and the sum of all at most the vocabulary.
         "one": 2.0 ** (62 - (vocabulary - 1).bit_length()),
         "max_ends": MAX_ENDS,
-        "num_warps": max(1, block // 256),
+        "num_warps": warps,
         "enable_fp_fusion": False,  # differences of logits as the general path has them
     }
 

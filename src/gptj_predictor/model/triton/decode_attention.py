@@ -14,10 +14,10 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-#: Keys that one program works on at a time, and as many values: 64 bytes for each of 128 threads.
-_BLOCK_BYTES = 8192
-_MAX_BLOCK_TOKENS = 64
-_MAX_SPLITS = 32
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
+
+_CONFIG = KERNEL_CONFIGS["_attend"]
+_MAX_SPLITS = _CONFIG.sizes["max_splits"]
 
 
 def supports(head_size: int, dtype: torch.dtype) -> bool:
@@ -33,8 +33,8 @@ def splits_for(sequences: int, heads: int, processors: int) -> int:
     memory busy. Doubling until there are that many ends below six, about as many as run at once;
     more would only add outputs to merge. Lengths play no part, so that a CUDA graph stays good.
     """
-    splits = 1
-    while splits < _MAX_SPLITS and sequences * heads * splits < 3 * processors:
+    splits, wanted = 1, _CONFIG.sizes["programs_per_processor"] * processors
+    while splits < _MAX_SPLITS and sequences * heads * splits < wanted:
         splits *= 2
     return splits
 
@@ -58,7 +58,7 @@ class DecodeScratch:
     @classmethod
     def enough_for(cls, processors: int, head_size: int, device: torch.device) -> DecodeScratch:
         """For every launch with :func:`splits_for`'s splits, whatever the batch."""
-        return cls(6 * processors, head_size, device)
+        return cls(2 * _CONFIG.sizes["programs_per_processor"] * processors, head_size, device)
 
 
 def decode_attention(
@@ -120,13 +120,15 @@ def decode_attention(
 
 def attend_options(head_size: int, page_size: int, splits: int, value_bytes: int) -> dict[str, Any]:
     """What :func:`decode_attention` is compiled for."""
+    fitting = _CONFIG.sizes["block_bytes"] // (head_size * value_bytes)
     return {
         "head_size": head_size,
         "page_size": page_size,
-        "block": min(_BLOCK_BYTES // (head_size * value_bytes), _MAX_BLOCK_TOKENS),
+        "block": min(fitting, _CONFIG.sizes["max_block_tokens"]),
         "splits": splits,
         "scale": math.log2(math.e) / math.sqrt(head_size),  # GPUs compute powers of 2, not of e
-        "num_warps": 4,
+        "stages": _CONFIG.num_stages,
+        "num_warps": _CONFIG.num_warps,
         # An instruction that multiplies and adds: the default until Triton 3.9, not after.
         "enable_fp_fusion": True,
     }
@@ -142,12 +144,16 @@ def _check(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> N
         raise ValueError("cached keys and values must have the same strides, heads side by side")
 
 
-@triton.jit(do_not_specialize=["table_stride"])  # type: ignore[untyped-decorator]
+# Lengths are read one by one; in a step of an odd number of tokens they begin between 16 bytes, and
+# another variant would be compiled for that while requests wait.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["table_stride"], do_not_specialize_on_alignment=["lengths"]
+)
 def _attend(  # type: ignore[no-untyped-def]
     queries, keys, values, page_tables, lengths, out, parts, log_sums, arrivals,
     query_stride, query_head, page_stride, token_stride, table_stride, out_stride, out_head,
     head_size: tl.constexpr, page_size: tl.constexpr,
-    block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr,
+    block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence for one head.
 
@@ -171,8 +177,8 @@ def _attend(  # type: ignore[no-untyped-def]
     sums = tl.full((block,), 0.0, tl.float32)
     mixed = tl.full((block, head_size), 0.0, tl.float32)
     end = tl.minimum(first + share, length)
-    # With a number of stages, the next two blocks are on their way while one is worked on.
-    for start in tl.range(first, end, block, num_stages=3):
+    # With three stages, the next two blocks are on their way while one is worked on.
+    for start in tl.range(first, end, block, num_stages=stages):
         token = start + tl.arange(0, block)
         known = token < length
         page = tl.load(table + token // page_size, mask=known, other=0).to(tl.int64)

@@ -8,6 +8,10 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
+
+_CONFIG = KERNEL_CONFIGS["_normalize_and_add"]
+
 
 def normalize_and_add(
     residual: torch.Tensor,
@@ -46,9 +50,9 @@ def normalize_and_add(
 
 
 def norm_options(hidden: int) -> dict[str, Any]:
-    """What :func:`normalize_and_add` is compiled for: at most 32 values per thread."""
+    """What :func:`normalize_and_add` is compiled for."""
     block = triton.next_power_of_2(hidden)
-    warps = min(max(block // 512, 1), 16)
+    warps = min(max(block // _CONFIG.sizes["values_per_warp"], 1), _CONFIG.num_warps)
     return {"hidden": hidden, "block": block, "num_warps": warps, "enable_fp_fusion": True}
 
 

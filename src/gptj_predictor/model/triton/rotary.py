@@ -8,10 +8,10 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
 from gptj_predictor.model.triton.decode_attention import supports
 
-#: The MLP's values of one program: 16 for each of 32 threads, two accesses of 16 bytes at 16 bits.
-_BLOCK = 512
+_CONFIG = KERNEL_CONFIGS["_rotate_store_activate"]
 
 
 def rotate_store_activate(
@@ -73,20 +73,24 @@ def rotary_options(
 
     ``parts`` is the number of programs per token: one for each head, the others for the MLP.
     """
+    block = _CONFIG.sizes["block"]
     return {
         "heads": heads,
         "head_size": head_size,
         "rotary_dim": rotary_dim,
         "page_size": page_size,
         "inner": inner,
-        "parts": heads + -(-inner // _BLOCK),
-        "block": _BLOCK,
-        "num_warps": 1,  # a thread's share of 256 16-bit values is then one 16-byte access
+        "parts": heads + -(-inner // block),
+        "block": block,
+        "num_warps": _CONFIG.num_warps,
         "enable_fp_fusion": True,
     }
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# Both are read one by one: see decode_attention.py.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize_on_alignment=["positions", "slot_mapping"]
+)
 def _rotate_store_activate(  # type: ignore[no-untyped-def]
     projected, rotations, positions, slot_mapping, keys, values,
     row_stride, page_stride, token_stride,

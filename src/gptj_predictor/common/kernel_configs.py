@@ -16,7 +16,8 @@ class KernelConfig:
     """One kernel's cut.
 
     Attributes:
-        num_warps: Groups of 32 threads that make a program.
+        num_warps: Groups of 32 threads that make a program; of a kernel whose program is as long
+            as the network is wide, the most of them.
         num_stages: Blocks of its loop that are on their way at once; ``None`` without such a loop.
         sizes: What else decides the cut, by name; the comment beside an entry says what it is.
         measured_on: The card that it was found best on; ``None`` if it was not measured yet.
@@ -35,8 +36,11 @@ def _sizes(**sizes: int) -> MappingProxyType[str, int]:
 #: By the kernel's name.
 KERNEL_CONFIGS: Final = MappingProxyType(
     {
-        # A thread's share of 256 16-bit values is then one 16-byte access.
-        "_rotate_and_store": KernelConfig(num_warps=1),
+        # values_per_warp: 16 for each of 32 threads; more only where the warps do not suffice.
+        "_normalize_and_add": KernelConfig(num_warps=16, sizes=_sizes(values_per_warp=512)),
+        # block: the MLP's values of one program, 16 for each of 32 threads, which are two accesses
+        # of 16 bytes at 16 bits. Of a head of 256 such values a thread's share is one access.
+        "_rotate_store_activate": KernelConfig(num_warps=1, sizes=_sizes(block=512)),
         # block_bytes: keys that one program works on at a time, and as many values: 64 bytes for
         # each of 128 threads. programs_per_processor: what splitting aims at.
         "_attend": KernelConfig(
@@ -46,6 +50,7 @@ KERNEL_CONFIGS: Final = MappingProxyType(
                 block_bytes=8192, max_block_tokens=64, max_splits=32, programs_per_processor=3
             ),
         ),
-        "_merge": KernelConfig(num_warps=4),
+        # block: logits that a program works on at a time, 8 for each thread: 16 bytes at 16 bits.
+        "_sample": KernelConfig(num_warps=16, sizes=_sizes(block=4096, values_per_warp=256)),
     }
 )
