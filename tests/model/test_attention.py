@@ -7,7 +7,8 @@ import torch
 
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.kv_cache import PagedKVCache
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.prefill_plan import PrefillChunk
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import TorchAttention
 from gptj_predictor.model.triton_attention import TritonAttention
 from tests.support.engines import CPU

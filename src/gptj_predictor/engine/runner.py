@@ -16,7 +16,8 @@ from gptj_predictor.engine.sequence import ScheduledChunk, StepResults
 from gptj_predictor.engine.step_logprobs import RawLogits, StepLogprobs, score_prompts
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.prefill_plan import PrefillChunk
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.sampling.sampler import Sampler
 
 

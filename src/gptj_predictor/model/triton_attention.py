@@ -9,17 +9,23 @@ from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.kv_cache import LayerCache
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import attend_prefills
+from gptj_predictor.model.varlen_attention import VarlenPrefill
 
 
 class TritonAttention(Attention):
     """Kernels for rotary, cache write and decode; prefill goes through torch."""
 
-    name = "Triton paged split-KV decode, torch SDPA prefill"
     capturable = True
 
-    def __init__(self, processors: int) -> None:
-        """Decoding spreads its work over ``processors`` multiprocessors."""
+    def __init__(self, processors: int, prefill: VarlenPrefill | None = None) -> None:
+        """Decoding spreads its work over ``processors`` multiprocessors.
+
+        Prompts are attended for with ``prefill``, or chunk by chunk.
+        """
+        name = "torch SDPA prefill" if prefill is None else prefill.name
+        self.name = f"Triton paged split-KV decode, {name}"
         self._processors = processors
+        self._attend_prefills = attend_prefills if prefill is None else prefill
 
     def store(
         self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
@@ -39,4 +45,4 @@ class TritonAttention(Attention):
             tables, lengths = step.page_tables, step.context_lengths
             with torch.cuda.device_of(qkv):
                 kernels.decode_attention(queries, *cache, tables, lengths, out[:decodes], splits)
-        attend_prefills(qkv, cache, step, out)
+        self._attend_prefills(qkv, cache, step, out)

@@ -14,6 +14,7 @@ from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.linear import can_pack, pack
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.torch_attention import TorchAttention, causal_bias
+from gptj_predictor.model.varlen_attention import choose_prefill
 from gptj_predictor.snapshot.layout import NetworkLayout
 
 
@@ -112,16 +113,26 @@ class NetworkBuilder:
 
 def select_attention(device: torch.device, head_size: int, dtype: torch.dtype) -> Attention:
     """The quickest attention that a device can run."""
-    if device.type == "cuda":
+    if device.type != "cuda":
+        return TorchAttention()
+    # At head size 256 it makes a plan per length and thread, for tens of milliseconds each.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    prefill = choose_prefill(
+        torch.cuda.get_device_capability(device),
+        dtype,
+        head_size,
+        has_flash=torch.backends.cuda.is_flash_attention_available(),
+    )
+    if prefill is None:
         causal_bias()  # its import shall not keep the first request waiting
-    if device.type == "cuda" and _triton_can_build():
+    if _triton_can_build():
         from gptj_predictor.model.triton_attention import TritonAttention
         from gptj_predictor.model.triton_kernels import supports
 
         if supports(head_size, dtype):
             properties = torch.cuda.get_device_properties(device)
-            return TritonAttention(properties.multi_processor_count)
-    return TorchAttention()
+            return TritonAttention(properties.multi_processor_count, prefill)
+    return TorchAttention(prefill)
 
 
 def _triton_can_build() -> bool:
