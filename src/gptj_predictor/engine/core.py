@@ -89,6 +89,7 @@ class EngineCore:
         )
         self._capture = capture
         on_gpu = self._runner.device.type == "cuda"
+        self._on_cuda = any(device.type == "cuda" for device in network.placement.devices)
         self._overlap = on_gpu if config.overlap is None else config.overlap
         self._launched: LaunchedStep | None = None
         self._num_steps = 0
@@ -232,7 +233,7 @@ class EngineCore:
         try:
             yield
         except Exception as error:
-            fault = classify(error)
+            fault = classify(error, on_cuda=self._on_cuda)
             if fault is Fault.DEVICE:
                 raise DeviceFaultError(str(error).partition("\n")[0]) from error
             logger.error("a step of %d sequences failed", len(chunks), exc_info=error)

@@ -23,7 +23,7 @@ _CAUSAL_FROM_BOTTOM_RIGHT = 2
 #:
 #: It takes ``query`` ``[T, heads, head_size]``, ``key`` and ``value`` ``[K, heads, head_size]``,
 #: ``cum_seq_q`` and ``cum_seq_k`` (``[C + 1]`` int32, contiguous: where each sequence's queries and
-#: keys begin, and T and K), ``max_q`` and ``max_k`` (queries and keys of the longest sequences), and
+#: keys begin, and T and K), ``max_q`` and ``max_k`` (queries and keys of the longest sequences). It
 #: returns ``[T, heads, head_size]``. Strides are free but for the last, which is 1.
 VarlenKernel = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int, int], torch.Tensor
