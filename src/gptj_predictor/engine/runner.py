@@ -120,7 +120,7 @@ class ModelRunner:
         tokens, logprobs = self._sample(logits, _sampling(chunks))
         if self.device.type != "cuda":
             return LaunchedStep(chunks, tokens, logprobs, prompt_logprobs, None)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps; the next step runs
         tokens = tokens.to("cpu", non_blocking=True)
         logprobs = logprobs and logprobs.to_host()
         prompt_logprobs = prompt_logprobs and prompt_logprobs.to_host()
