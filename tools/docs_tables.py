@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, flag_fields, spelling
 from gptj_predictor.common.phases import Phase
+from gptj_predictor.devices.memory import gpu_cache_bytes
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
 from gptj_predictor.model.config import NetworkConfig
@@ -155,13 +156,19 @@ def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
     config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
     weights = sum(NetworkLayout(config).part_bytes(dtype))
-    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
+    step = step_bytes(
+        config,
+        dtype,
+        tokens=GPU_PREFILL_TOKENS,
+        logit_rows=settings.max_batch_size,
+        on_gpu=True,
+    )
     token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
     rows = []
     for card, gib in CARDS.items():
-        left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
+        free = int(gib * 2**30) - CONTEXT_BYTES - weights
         most = settings.max_batch_size * config.n_positions
-        tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
+        tokens = min(most, gpu_cache_bytes(free, step, settings.kv_cache_share) // token_bytes)
         together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
         rows.append([card, f"{tokens:,}", *map(str, together)])
     heads = ("Card", "Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")

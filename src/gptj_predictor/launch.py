@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
-from gptj_predictor.devices.cuda_graphs import capture_for
+from gptj_predictor.devices.cuda_graphs import CudaCapture, capture_for
 from gptj_predictor.devices.host import free_memory, usable_cpus
-from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
+from gptj_predictor.devices.memory import activation_bytes, gpu_cache_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import DeviceError, find_devices, free_bytes, place
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
+from gptj_predictor.engine.sizing import CudaGauge, measure_step
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.network import Placement
+from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.prefill_plan import MAX_GATHERED_TOKENS
 from gptj_predictor.settings import (
     CPU_KV_CACHE_LIMIT_BYTES,
     CPU_KV_CACHE_SHARE,
@@ -134,7 +136,7 @@ class LaunchPlan:
         )
         with self.phases.measure(Phase.KV_CACHE):
             capture = capture_for(network) if self.settings.cuda_graphs else None
-            engine = Engine(network, self._engine_config(), capture)
+            engine = Engine(network, self._engine_config(network, capture), capture)
         info = engine.info()
         for device, name in info.attention.items():
             logger.info("attention on %s: %s", device, name)
@@ -145,43 +147,79 @@ class LaunchPlan:
             engine.start()
         return engine
 
-    def _engine_config(self) -> EngineConfig:
+    def _engine_config(self, network: GPTJNetwork, capture: CudaCapture | None) -> EngineConfig:
         """The engine's sizes, by the memory that the weights have left."""
         settings, config = self.settings, self.folder.config
-        on_gpu = self.placement.head.type == "cuda"
-        max_prefill_tokens = settings.max_prefill_tokens or (
-            GPU_PREFILL_TOKENS if on_gpu else CPU_PREFILL_TOKENS
-        )
-        activations = step_bytes(
-            config, self.dtype, tokens=max_prefill_tokens, logit_rows=settings.max_batch_size
-        )
-        token_bytes = 2 * config.n_embd * self.dtype.itemsize
-        num_pages = kv_cache_pages(
-            {d: self._kv_cache_bytes(d, activations) for d in self.placement.devices},
-            self.placement.layers,
-            page_size=settings.page_size,
-            token_bytes=token_bytes,
-            max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
-        )
-        for device in self.placement.devices:
-            layers = self.placement.layers.count(device)
-            taken = num_pages * settings.page_size * token_bytes * layers
-            if device.type == "cpu" and taken > (room := _cpu_room(activations)):
-                # The kernel would kill the process once the KV cache fills up.
-                raise DeviceError(
-                    f"--kv_cache_gib {settings.kv_cache_gib:g}: the memory limit leaves "
-                    f"{max(0, room)} bytes for the KV cache on {device}, which would take {taken}"
-                )
-        return EngineConfig(
+        sizes = EngineConfig(
             max_batch_size=settings.max_batch_size,
-            max_prefill_tokens=max_prefill_tokens,
+            max_prefill_tokens=settings.max_prefill_tokens
+            or (GPU_PREFILL_TOKENS if self.placement.head.type == "cuda" else CPU_PREFILL_TOKENS),
             page_size=settings.page_size,
-            num_pages=num_pages,
+            num_pages=1,
             enable_prefix_caching=settings.enable_prefix_caching,
         )
+        taken = self._step_bytes(network, sizes, capture)
+        token_bytes = 2 * config.n_embd * self.dtype.itemsize
+        available = {d: self._kv_cache_bytes(d, taken[d]) for d in self.placement.devices}
+        try:
+            num_pages = kv_cache_pages(
+                available,
+                self.placement.layers,
+                page_size=settings.page_size,
+                token_bytes=token_bytes,
+                max_pages=settings.max_batch_size * -(-config.n_positions // settings.page_size),
+            )
+        except ValueError as error:
+            raise DeviceError(f"{error}; lower --max_batch_size or --max_prefill_tokens") from error
+        for device in self.placement.devices:
+            layers = self.placement.layers.count(device)
+            wanted = num_pages * settings.page_size * token_bytes * layers
+            room = _cpu_room(taken[device])
+            if device.type == "cuda":
+                room = free_bytes(device) - taken[device]
+            if wanted > room:
+                # The kernel would kill the process once the KV cache fills up.
+                what = "free GPU memory" if device.type == "cuda" else "memory limit"
+                raise DeviceError(
+                    f"--kv_cache_gib {settings.kv_cache_gib:g}: the {what} leaves "
+                    f"{max(0, room)} bytes for the KV cache on {device}, which would take {wanted}"
+                )
+        return replace(sizes, num_pages=num_pages)
 
-    def _kv_cache_bytes(self, device: torch.device, activations: int) -> int:
-        """Bytes for the KV cache on a device.
+    def _step_bytes(
+        self, network: GPTJNetwork, sizes: EngineConfig, capture: CudaCapture | None
+    ) -> dict[torch.device, int]:
+        """What the largest step takes of each device: tried where all are GPUs, else computed.
+
+        Raises:
+            DeviceError: a GPU has no room for it.
+        """
+        devices = self.placement.devices
+        if any(device.type != "cuda" for device in devices):
+            computed = step_bytes(
+                self.folder.config,
+                self.dtype,
+                tokens=sizes.max_prefill_tokens,
+                logit_rows=sizes.max_batch_size,
+                on_gpu=any(device.type == "cuda" for device in devices),
+            )
+            return dict.fromkeys(devices, computed)
+        try:
+            taken = measure_step(network, sizes, capture, CudaGauge(devices))
+        except torch.OutOfMemoryError as error:
+            raise DeviceError(
+                f"the weights leave too little memory for the largest step, of "
+                f"{sizes.max_prefill_tokens} prompt tokens and {sizes.max_batch_size} texts; "
+                "lower --max_batch_size or --max_prefill_tokens"
+            ) from error
+        if capture is not None:
+            capture.renew_pool()
+        for device, size in taken.items():
+            logger.info("the largest step and the graphs take %.2f GB of %s", size / 1e9, device)
+        return taken
+
+    def _kv_cache_bytes(self, device: torch.device, taken: int) -> int:
+        """Bytes for the KV cache on a device of which a step takes some.
 
         Raises:
             DeviceError: host memory, or what a limit leaves of it, is used up.
@@ -190,12 +228,12 @@ class LaunchPlan:
             return int(self.settings.kv_cache_gib * 2**30)
         free = free_bytes(device)
         if device.type == "cuda":
-            return int((free - activations) * self.settings.kv_cache_share)
-        size = min(CPU_KV_CACHE_LIMIT_BYTES, int(free * CPU_KV_CACHE_SHARE), _cpu_room(activations))
+            return gpu_cache_bytes(free, taken, self.settings.kv_cache_share)
+        size = min(CPU_KV_CACHE_LIMIT_BYTES, int(free * CPU_KV_CACHE_SHARE), _cpu_room(taken))
         if size <= 0:
             raise DeviceError(
                 f"no memory is left for the KV cache on {device}: {free} bytes are free beside the "
-                f"weights, a step takes up to {activations} and {CPU_RESERVE_BYTES} are for the "
+                f"weights, a step takes up to {taken} and {CPU_RESERVE_BYTES} are for the "
                 "process itself; raise the memory limit, or lower --max_batch_size"
             )
         return size
@@ -206,7 +244,9 @@ def _cpu_room(activations: int) -> int:
     return free_memory() - activations - CPU_RESERVE_BYTES
 
 
-def step_bytes(config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:
+def step_bytes(
+    config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int, on_gpu: bool = False
+) -> int:
     """Memory that a step of a network takes at most; see :func:`activation_bytes`."""
     return activation_bytes(
         tokens=tokens,
@@ -215,4 +255,5 @@ def step_bytes(config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_
         inner=inner_size(config),
         vocabulary=config.vocab_size,
         value_bytes=dtype.itemsize,
+        gathered_tokens=MAX_GATHERED_TOKENS if on_gpu else 0,
     )

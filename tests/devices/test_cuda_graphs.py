@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from gptj_predictor.devices.cuda_graphs import CudaCapture, capture_for
-from gptj_predictor.engine.batch import Batch
-from gptj_predictor.engine.graphs import DecodeGraphs, ladder
 from gptj_predictor.model.network import GPTJNetwork
 from tests.support.engines import CPU
 
@@ -74,31 +72,34 @@ class FakeCuda:
 
 
 def test_all_captures_share_a_stream_and_a_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each runs once to warm up, on the stream of the captures, and once to be captured."""
     cuda = FakeCuda(monkeypatch)
-    streams: list[object] = []
+    capture, streams = CudaCapture(GPU), list[FakeStream]()
 
-    def forward(batch: Batch) -> torch.Tensor:
+    def run() -> torch.Tensor:
         streams.append(cuda.current)
-        return batch.positions[:, None].expand(-1, 7).float()
+        return torch.zeros(len(streams))
 
-    DecodeGraphs(
-        forward,
-        CudaCapture(GPU),
-        max_batch_size=20,
-        max_pages=3,
-        padding_index=20,
-        device=CPU,
-    )
-    count = len(ladder(20))
-    assert len(cuda.captured) == count > 3
+    replays = [capture(run) for _ in range(5)]
+    assert len(replays) == 5
+    assert len(streams) == 10
     assert len(set(cuda.captured)) == FakeStream.made == len(cuda.pools) == 1
-    # The largest once to see what comes out; then each to warm up, on the same stream, and in its
-    # capture.
-    assert streams[0] is cuda.default
-    assert len(streams) == 1 + 2 * count
-    assert set(streams[1::2]) == {cuda.captured[0][1]}
-    assert cuda.gc_was_enabled == [False] * count
+    assert set(streams[::2]) == {cuda.captured[0][1]}
+    assert cuda.gc_was_enabled == [False] * 5
     assert gc.isenabled()
+
+
+def test_graphs_that_are_gone_leave_their_pool_and_not_their_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    capture = CudaCapture(GPU)
+    capture(lambda: torch.zeros(1))
+    capture.renew_pool()
+    capture(lambda: torch.zeros(1))
+    (first_pool, first), (second_pool, second) = cuda.captured
+    assert first_pool is not second_pool
+    assert first is second
 
 
 def test_the_garbage_collector_is_on_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,31 +135,3 @@ def test_who_is_captured(
     }
     network = cast("GPTJNetwork", SimpleNamespace(attentions=named))
     assert (capture_for(network) is not None) == captures
-
-
-def test_all_rungs_write_to_one_buffer() -> None:
-    """What a replay gives is the same memory for every batch size, and right for each."""
-
-    def capture(run: Any) -> Any:
-        output = run()
-
-        def replay() -> torch.Tensor:
-            assert run().data_ptr() == output.data_ptr()
-            return output
-
-        return replay
-
-    def forward(batch: Batch) -> torch.Tensor:
-        return (batch.positions[:, None] * 10 + torch.arange(3)).float()
-
-    graphs = DecodeGraphs(
-        forward, capture, max_batch_size=6, max_pages=2, padding_index=6, device=CPU
-    )
-    places = set()
-    for size in (1, 2, 3, 5, 6):
-        positions = torch.arange(size)
-        packed = torch.stack([positions, positions, positions, positions + 1])
-        logits = graphs.replay(Batch(packed, torch.ones(size, 2, dtype=torch.int32)))
-        assert logits.tolist() == [[10 * p + i for i in range(3)] for p in range(size)]
-        places.add(logits.data_ptr())
-    assert len(places) == 1

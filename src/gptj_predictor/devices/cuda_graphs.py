@@ -10,11 +10,8 @@ import torch
 
 from gptj_predictor.model.network import GPTJNetwork
 
-#: Makes a callable that repeats what a callable does on the device, each time into the same tensor.
-Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
-
-def capture_for(network: GPTJNetwork) -> Capture | None:
+def capture_for(network: GPTJNetwork) -> CudaCapture | None:
     """What captures a network's decoding: CUDA, if it lies on one GPU whose attention allows it."""
     (first, *others) = network.attentions.items()
     device, attention = first
@@ -35,8 +32,12 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)
 
+    def renew_pool(self) -> None:
+        """Let the pool go, when all its graphs have gone; the next ones get another."""
+        self._pool = torch.cuda.graph_pool_handle()
+
     def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
-        """See :data:`Capture`."""
+        """A callable that repeats what ``run`` does on the device, into the same tensor."""
         # Once outside of the graph, so that libraries and Triton can set themselves up.
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):

@@ -31,10 +31,7 @@ def ladder(max_batch_size: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """A graph for every rung of the ladder, each with static buffers for its inputs.
-
-    All write their results to one static buffer.
-    """
+    """A graph for every rung of the ladder, each with static buffers for its inputs."""
 
     def __init__(
         self,
@@ -61,17 +58,12 @@ class DecodeGraphs:
         self._padding = Batch.padding(max_batch_size, max_pages, padding_index, device)
         self._inputs: dict[int, Batch] = {}
         self._replays: dict[int, Callable[[], torch.Tensor]] = {}
-        # Every graph ends with a copy to this, so that no rung keeps logits of its own.
-        self._logits = torch.empty_like(forward(self._padding))
         for size in reversed(self._sizes):
             inputs = Batch.padding(size, max_pages, padding_index, device)
             self._inputs[size] = inputs
-            self._replays[size] = capture(partial(self._run, forward, inputs))
+            self._replays[size] = capture(partial(forward, inputs))
         seconds = time.perf_counter() - started
         logger.info("captured %d decode graphs in %.1f s", len(self._sizes), seconds)
-
-    def _run(self, forward: Callable[[Batch], torch.Tensor], inputs: Batch) -> torch.Tensor:
-        return self._logits[: inputs.page_tables.shape[0]].copy_(forward(inputs))
 
     def replay(self, batch: Batch) -> torch.Tensor:
         """Logits ``[D, vocabulary]`` of D decoding sequences, which the next replay overwrites."""
