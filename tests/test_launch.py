@@ -16,6 +16,8 @@ from gptj_predictor.devices.placement import DeviceError
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.torch_attention import TorchAttention
+from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.settings import Precision, ServerSettings
 from tests.support.cgroups import MIB, CgroupTree
 from tests.support.sparse import write_sparse_snapshot
@@ -123,3 +125,30 @@ def test_a_gpu_without_room(
     gpu = MadeUpGpu(monkeypatch, free=100 * MIB, taken=taken * MIB)
     with pytest.raises(DeviceError, match=complaint):
         gpu.size(**settings)
+
+
+@pytest.mark.parametrize(
+    ("capturable", "devices", "settings", "said"),
+    [
+        (True, [GPU], {}, None),
+        (False, [GPU], {}, "--allow_slow_attention true measures that"),
+        (False, [GPU], {"allow_slow_attention": True}, "--cuda_graphs false measures it without"),
+        (False, [GPU], {"allow_slow_attention": True, "cuda_graphs": False}, None),
+        (True, [GPU, torch.device("cuda", 1)], {}, "--cuda_graphs false measures it without"),
+        (True, [GPU, torch.device("cuda", 1)], {"cuda_graphs": False}, None),
+        (False, [torch.device("cpu")], {}, None),
+    ],
+)
+def test_what_a_benchmark_refuses_to_measure(
+    capturable: bool, devices: list[torch.device], settings: dict[str, Any], said: str | None
+) -> None:
+    attention = TritonAttention(1) if capturable else TorchAttention()
+    plan = LaunchPlan.prepare(DEMO_SNAPSHOT, ServerSettings(device="cpu"))
+    plan = replace(
+        plan,
+        settings=ServerSettings(**settings),
+        attentions=dict.fromkeys(devices, attention),
+    )
+    shortfall = plan.shortfall()
+    assert (shortfall is None) == (said is None)
+    assert shortfall is None or shortfall.endswith(str(said))

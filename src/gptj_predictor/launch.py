@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.phases import Phase, Phases
-from gptj_predictor.devices.cuda_graphs import CudaCapture, capture_for
+from gptj_predictor.devices.attention import choose_attentions
+from gptj_predictor.devices.cuda_graphs import CudaCapture, can_capture, capture_for
 from gptj_predictor.devices.host import free_memory, usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, gpu_cache_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import DeviceError, find_devices, free_bytes, place
@@ -19,6 +21,7 @@ from gptj_predictor.devices.precision import check_precision, choose_precision, 
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.sizing import CudaGauge, measure_step
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.prefill_plan import MAX_GATHERED_TOKENS
@@ -48,6 +51,7 @@ class LaunchPlan:
     placement: Placement
     dtype: torch.dtype
     settings: ServerSettings
+    attentions: Mapping[torch.device, Attention]
     phases: Phases = field(default_factory=Phases)
 
     @classmethod
@@ -65,6 +69,7 @@ class LaunchPlan:
             SnapshotError: the folder cannot be served.
             TokenizerError: its tokenizer cannot be used, or belongs to another model.
             DeviceError: a device does not exist, or all together cannot hold the weights.
+            AttentionError: a GPU cannot run our kernels.
             PrecisionError: a device does not have the precision.
         """
         devices = find_devices(settings.device)
@@ -103,13 +108,43 @@ class LaunchPlan:
                 if device in placement.devices
             ),
         )
-        return cls(folder, tokenizer, placement, choice.dtype, settings, phases)
+        attentions = choose_attentions(
+            placement.devices,
+            folder.config.n_embd // folder.config.n_head,
+            choice.dtype,
+            allow_slow=settings.allow_slow_attention,
+        )
+        return cls(folder, tokenizer, placement, choice.dtype, settings, attentions, phases)
 
     @property
     def threads(self) -> int:
         """CPU threads that compute."""
         useful = self.folder.parameters * self.dtype.itemsize // THREAD_BYTES
         return self.settings.threads or max(1, min(usable_cpus(), useful))
+
+    @property
+    def captures(self) -> bool:
+        """Whether decoding will be replayed from CUDA graphs."""
+        return self.settings.cuda_graphs and can_capture(self.attentions)
+
+    def shortfall(self) -> str | None:
+        """What a GPU would do less than the settings say, and the flag that puts up with it.
+
+        Serving puts up with it. A figure that was measured so would be taken for the GPU's best.
+        """
+        gpus = {d: a for d, a in self.attentions.items() if d.type == "cuda"}
+        for device, attention in gpus.items():
+            if not attention.capturable and not self.settings.allow_slow_attention:
+                return (
+                    f"{device} has no Triton kernels and would attend with {attention.name}; "
+                    "--allow_slow_attention true measures that"
+                )
+        if gpus and self.settings.cuda_graphs and not self.captures:
+            return (
+                "decoding would not be replayed from CUDA graphs, which takes one GPU alone with "
+                "the Triton kernels; --cuda_graphs false measures it without"
+            )
+        return None
 
     def start_engine(self) -> Engine:
         """Load the weights, make room for the KV cache and start the engine's thread.
@@ -124,6 +159,7 @@ class LaunchPlan:
             self.folder,
             self.dtype,
             self.placement,
+            attentions=self.attentions,
             check_digests=self.settings.check_digests,
             phases=self.phases,
         )
@@ -135,7 +171,7 @@ class LaunchPlan:
             network.weight_bytes / 1e9 / seconds,
         )
         with self.phases.measure(Phase.KV_CACHE):
-            capture = capture_for(network) if self.settings.cuda_graphs else None
+            capture = capture_for(network) if self.captures else None
             engine = Engine(network, self._engine_config(network, capture), capture)
         info = engine.info()
         for device, name in info.attention.items():

@@ -43,11 +43,12 @@ def one_line_errors() -> Iterator[None]:
         raise SettingsError(str(error)) from error
     except ValueError as error:
         # These take seconds to import, where that has not happened yet.
+        from gptj_predictor.devices.attention import AttentionError
         from gptj_predictor.devices.placement import DeviceError
         from gptj_predictor.devices.precision import PrecisionError
         from gptj_predictor.tokenizer import TokenizerError
 
-        if isinstance(error, DeviceError | PrecisionError):
+        if isinstance(error, AttentionError | DeviceError | PrecisionError):
             raise SettingsError(str(error)) from error
         if isinstance(error, TokenizerError):
             raise StartError(str(error)) from error

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.network import GPTJNetwork
 
 
 def capture_for(network: GPTJNetwork) -> CudaCapture | None:
     """What captures a network's decoding: CUDA, if it lies on one GPU whose attention allows it."""
-    (first, *others) = network.attentions.items()
-    device, attention = first
-    if device.type != "cuda" or others or not attention.capturable:
+    if not can_capture(network.attentions):
         return None
+    (device,) = network.attentions
     return CudaCapture(device)
+
+
+def can_capture(attentions: Mapping[torch.device, Attention]) -> bool:
+    """Whether decoding with them can be captured."""
+    (first, *others) = attentions.items()
+    device, attention = first
+    return device.type == "cuda" and not others and attention.capturable
 
 
 class CudaCapture:

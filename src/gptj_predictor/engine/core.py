@@ -56,6 +56,7 @@ class EngineInfo:
     step_weight_bytes: int  # read by a decode step: all weights but an embedding of its own
     devices: tuple[torch.device, ...]  # that hold the network, in the order of use
     attention: dict[torch.device, str]  # each device's attention by name
+    captures: bool  # whether decoding is replayed from graphs
     precision: str  # of weights and KV cache: torch's name of the dtype
 
 
@@ -108,6 +109,7 @@ class EngineCore:
             step_weight_bytes=network.weight_bytes - unread,
             devices=network.placement.devices,
             attention={device: a.name for device, a in network.attentions.items()},
+            captures=capture is not None,
             precision=dtype_name(network.dtype),
         )
 

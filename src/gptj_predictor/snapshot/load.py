@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.phases import Phase, Phases
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot import tensorizer
@@ -63,6 +65,7 @@ def load_network(
     dtype: torch.dtype,
     placement: Placement,
     *,
+    attentions: Mapping[torch.device, Attention] | None = None,
     check_digests: bool = True,
     phases: Phases | None = None,
 ) -> GPTJNetwork:
@@ -75,6 +78,7 @@ def load_network(
         folder: What to load.
         dtype: To hold the weights in.
         placement: Which device gets which part.
+        attentions: See :meth:`NetworkBuilder.finish`.
         check_digests: Compare every block with the manifest, if there is one.
         phases: Gets what reading took, and what bringing the values to their places took.
 
@@ -95,7 +99,7 @@ def load_network(
                 placing = _load_safetensors(folder, builder, manifest)
     except SnapshotError as error:
         raise with_repair(error, folder.path) from error
-    network = builder.finish()
+    network = builder.finish(attentions)
     if phases is not None:
         phases.add(Phase.WEIGHTS_TO_DEVICE, placing)
         phases.add(Phase.WEIGHTS_READ, time.perf_counter() - started - placing)
