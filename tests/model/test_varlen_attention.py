@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gptj_predictor.model.kv_cache import Extent, LayerCache
 from gptj_predictor.model.prefill_plan import MAX_GATHERED_TOKENS, PrefillChunk, plan_prefills
@@ -146,6 +147,19 @@ def test_all_layers_share_one_plan_and_a_copied_step_makes_its_own() -> None:
     assert replace(step, chunks=[], slot_mapping=step.slot_mapping[:0]).prefill_launches == []
 
 
+class Operations(TorchDispatchMode):
+    """The names of all operations that compute or move something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and func._schema.name != "aten::_unsafe_view":
+            self.names.append(func._schema.name.removeprefix("aten::").strip("_"))
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize(
     ("kernel", "dtype"),
     [
@@ -157,13 +171,13 @@ def test_all_layers_share_one_plan_and_a_copied_step_makes_its_own() -> None:
 )
 @pytest.mark.parametrize("context", [0, 1900])
 def test_torch_takes_the_arguments(kernel: VarlenKernel, dtype: torch.dtype, context: int) -> None:
-    """GPT-J-6B's sizes on a device without memory: 128 prompts of 128 tokens, with decodes."""
-    heads, head_size, prompts, decodes = 16, 256, 128, 3
+    """GPT-J-6B's sizes on a device without memory: 256 prompts of 128 tokens, with decodes."""
+    heads, head_size, prompts, decodes = 16, 256, 256, 3
     chunks = [PrefillChunk(128, [(16, context)] if context else [])] * prompts
     tokens = decodes + 128 * prompts
     # The plan is made where its numbers are, as every device needs them.
     launches = plan_prefills(chunks, torch.arange(128 * prompts))
-    assert len(launches) == (1 if not context else 128 // (MAX_GATHERED_TOKENS // 2028))
+    assert len(launches) == (1 if not context else 256 // (MAX_GATHERED_TOKENS // 2028))
     step = StepInputs(
         token_ids=torch.empty(tokens, dtype=torch.int64, device=META),
         positions=torch.empty(tokens, dtype=torch.int64, device=META),
@@ -191,7 +205,13 @@ def test_torch_takes_the_arguments(kernel: VarlenKernel, dtype: torch.dtype, con
         outputs.append(kernel(*arguments))
         return outputs[-1]
 
-    VarlenPrefill(spy, "torch's own")(qkv, LayerCache(*halves), step, qkv[:, 2])
+    with Operations() as operations:
+        VarlenPrefill(spy, "torch's own")(qkv, LayerCache(*halves), step, qkv[:, 2])
+    # One launch, and one copy to where the second product reads it; keys and values are gathered
+    # behind a context. Whatever the number of prompts.
+    once = [kernel.__name__.replace("kernel", "attention_forward"), "copy"]
+    gathered = ["index_select"] * 2 if context else []
+    assert operations.names == [*gathered, *once] * len(launches)
     assert sum(len(out) for out in outputs) == 128 * prompts
     assert all(out.shape[1:] == (heads, head_size) and out.dtype is dtype for out in outputs)
 
