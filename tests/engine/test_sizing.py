@@ -258,6 +258,7 @@ def test_a_warm_up_that_fails_is_told_to_who_starts() -> None:
     engine = RunningEngine(cast("GPTJNetwork", network), warm_up=True, page_size=PAGE_SIZE)
     with pytest.raises(RuntimeError, match=r"died while it warmed up: .*no kernel image"):
         engine.engine.start()
+    engine.engine.stop()  # waits for the thread
     assert not engine.engine.alive
 
 

@@ -15,6 +15,7 @@ from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.builder import NetworkBuilder
@@ -66,6 +67,7 @@ def load_network(
     placement: Placement,
     *,
     attentions: Mapping[torch.device, Attention] | None = None,
+    quantization: WeightQuantization = "none",
     check_digests: bool = True,
     phases: Phases | None = None,
 ) -> GPTJNetwork:
@@ -76,9 +78,10 @@ def load_network(
 
     Args:
         folder: What to load.
-        dtype: To hold the weights in.
+        dtype: Of the network.
         placement: Which device gets which part.
         attentions: See :meth:`NetworkBuilder.finish`.
+        quantization: How the network holds its weights.
         check_digests: Compare every block with the manifest, if there is one.
         phases: Gets what reading took, and what bringing the values to their places took.
 
@@ -88,7 +91,7 @@ def load_network(
     """
     check_tensors(folder)
     started = time.perf_counter()
-    builder = NetworkBuilder(folder.config, dtype, placement)
+    builder = NetworkBuilder(folder.config, dtype, placement, quantization)
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):
