@@ -58,6 +58,7 @@ class EngineInfo:
     attention: dict[torch.device, str]  # each device's attention by name
     captures: bool  # whether decoding is replayed from graphs
     precision: str  # of weights and KV cache: torch's name of the dtype
+    quantization: str  # of the weights of products: none or int8
 
 
 class EngineCore:
@@ -111,6 +112,7 @@ class EngineCore:
             attention={device: a.name for device, a in network.attentions.items()},
             captures=capture is not None,
             precision=dtype_name(network.dtype),
+            quantization=network.quantization,
         )
 
     def info(self) -> EngineInfo:
