@@ -69,7 +69,7 @@ MUST_NOT_USE = {
 MAY_USE_ONLY = {
     "engine": {"numpy", "torch"},
     "model": {"torch", "transformers", "triton"},
-    "sampling": {"numpy", "torch"},
+    "sampling": {"numpy", "torch", "triton"},
 }
 
 

@@ -20,9 +20,9 @@ from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.graphs import Capture
 from gptj_predictor.engine.request import Event, FinishReason
 from gptj_predictor.engine.sequence import Sequence
-from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.sampling.params import SamplingParams
-from tests.support.engines import CPU, GREEDY, RunningEngine, load, make_config
+from tests.support.engines import GREEDY, RunningEngine, load, make_config
+from tests.support.gpu_step import with_kernels
 from tests.support.reference import ReferenceModel
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,7 @@ class Schedule:
     def __init__(self, reference: ReferenceModel, *, graphs: bool, **sizes: Any) -> None:
         network = load(reference.folder)
         if graphs:
-            network.attentions[CPU] = TritonAttention(processors=4)
+            network = with_kernels(network)
         capture: Capture | None = (lambda run: run) if graphs else None
         self.core = EngineCore(network, make_config(network, **sizes), capture)
         self.core.prepare()

@@ -1,19 +1,24 @@
-"""Where attention writes, and that its two implementations agree."""
+"""Where attention writes, and that two ways through a layer agree."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 
 from gptj_predictor.model.attention import Attention, rotary_table
-from gptj_predictor.model.kv_cache import PagedKVCache
+from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
+from gptj_predictor.model.layer import GPTJLayer
 from gptj_predictor.model.prefill_plan import PrefillChunk
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import TorchAttention
 from gptj_predictor.model.triton_attention import TritonAttention
 from tests.support.engines import CPU
 
-HEADS, HEAD_SIZE, PAGE_SIZE, ROTARY = 2, 16, 4, 8
+HEADS, HEAD_SIZE, PAGE_SIZE, ROTARY, INNER = 2, 16, 4, 8, 50
+HIDDEN = HEADS * HEAD_SIZE
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the kernels would be compiled for tensors of the CPU"
@@ -30,10 +35,10 @@ STEP = StepInputs(
     chunks=[PrefillChunk(3, [(20, 2)]), PrefillChunk(2, [])],
 )
 
+BOTH = pytest.mark.parametrize("attention", [TorchAttention(), TritonAttention(processors=4)])
 
-def attend(attention: Attention, *, in_place: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, and queries, keys and values as they are afterwards."""
-    generator = torch.Generator().manual_seed(3)
+
+def filled_cache(generator: torch.Generator) -> LayerCache:
     cache = PagedKVCache(
         devices=[CPU],
         pages=8,
@@ -44,27 +49,55 @@ def attend(attention: Attention, *, in_place: bool) -> tuple[torch.Tensor, torch
     ).layer(0)
     for half in cache:
         half.normal_(generator=generator)
-    qkv = torch.randn(7, 3, HEADS, HEAD_SIZE, generator=generator)
-    attention.store(qkv, rotary_table(8, ROTARY, CPU)[STEP.positions], cache, STEP)
-    stored = qkv.clone()
-    out = qkv[:, 2] if in_place else torch.full((7, HEADS, HEAD_SIZE), torch.nan)
-    attention.attend(qkv, cache, STEP, out=out)
-    if in_place:
-        stored[:, 2] = out
-    assert torch.equal(qkv, stored), "wrote to more than its output"
-    return out, qkv
+    return cache
 
 
-@pytest.mark.parametrize("attention", [TorchAttention(), TritonAttention(processors=4)])
-def test_the_output_may_take_the_place_of_the_values(attention: Attention) -> None:
-    apart, _ = attend(attention, in_place=False)
-    instead, _ = attend(attention, in_place=True)
-    assert apart.isfinite().all()
-    assert torch.equal(apart, instead)
+@BOTH
+def test_the_output_may_take_the_place_of_the_values(attention: Any) -> None:
+    outputs = []
+    for in_place in (False, True):
+        generator = torch.Generator().manual_seed(3)
+        cache = filled_cache(generator)
+        qkv = torch.randn(7, 3, HEADS, HEAD_SIZE, generator=generator)
+        for half, new in zip(cache, qkv[:, 1:].unbind(1), strict=True):
+            half.flatten(0, 1)[STEP.slot_mapping] = new
+        stored = qkv.clone()
+        out = qkv[:, 2] if in_place else torch.full((7, HEADS, HEAD_SIZE), torch.nan)
+        attention.attend(qkv, cache, STEP, out=out)
+        if in_place:
+            stored[:, 2] = out
+        assert torch.equal(qkv, stored), "wrote to more than its output"
+        outputs.append(out)
+    assert outputs[0].isfinite().all()
+    assert torch.equal(*outputs)
 
 
-def test_both_implementations_agree() -> None:
-    one, stored = attend(TorchAttention(), in_place=False)
-    other, same = attend(TritonAttention(processors=4), in_place=False)
-    torch.testing.assert_close(stored, same)
-    torch.testing.assert_close(one, other)
+def run_layer(attention: Attention, activation: str) -> tuple[torch.Tensor, ...]:
+    """A layer's output and its cache."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {
+        "norm.weight": (HIDDEN,),
+        "norm.bias": (HIDDEN,),
+        "project_in.weight": (3 * HIDDEN + INNER, HIDDEN),
+        "project_in.bias": (3 * HIDDEN + INNER,),
+        "project_out.weight": (HIDDEN, HIDDEN + INNER),
+        "project_out.bias": (HIDDEN,),
+    }
+    weights = {
+        f"layers.0.{name}": torch.randn(shape, generator=generator) / 3
+        for name, shape in shapes.items()
+    }
+    config = NetworkConfig(n_embd=HIDDEN, n_head=HEADS, activation_function=activation)
+    layer = GPTJLayer.of(config, weights, "layers.0")
+    cache = filled_cache(generator)
+    rotations = attention.rotations(rotary_table(8, ROTARY, CPU), STEP.positions)
+    residual = torch.randn(7, HIDDEN, generator=generator)
+    return attention.layer(layer, residual, rotations, cache, STEP), *cache
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
+def test_both_implementations_agree(activation: str) -> None:
+    one = run_layer(TorchAttention(), activation)
+    other = run_layer(TritonAttention(processors=4), activation)
+    for ours, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)

@@ -27,7 +27,14 @@ if not ON_GPU and isinstance(triton.language.sum, triton.JITFunction):
     importlib.reload(triton.language.standard)
     importlib.reload(triton.language)
 
-from gptj_predictor.model import triton_kernels as kernels  # noqa: E402
+from triton.runtime.interpreter import (  # type: ignore[import-untyped]  # noqa: E402
+    interpreter_builder,
+)
+
+from gptj_predictor.model.triton import decode_attention as kernels  # noqa: E402
+from gptj_predictor.model.triton.norm import normalize_and_add  # noqa: E402
+from gptj_predictor.model.triton.rotary import rotate_store_activate  # noqa: E402
+from tests.support import interpreted  # noqa: E402, F401  (quicker)
 
 # Rotating what is then masked: numpy sees infinity times zero.
 pytestmark = [
@@ -142,9 +149,13 @@ class Decoding(Case):
         before = wide.clone()
         out = self.columns(wide)
         lengths = torch.tensor(self.lengths, dtype=torch.int32, device=DEVICE)
-        kernels.decode_attention(
-            self.queries, self.keys, self.values, self.tables, lengths, out, splits
+        scratch = kernels.DecodeScratch(
+            len(self.lengths) * self.heads * min(abs(splits), 32), self.head_size, DEVICE
         )
+        kernels.decode_attention(
+            self.queries, self.keys, self.values, self.tables, lengths, out, splits, scratch
+        )
+        assert not scratch.arrivals.any(), "the next launch would count from elsewhere"
         result = out.clone()
         self.columns(before).copy_(result)
         assert torch.equal(bits(wide), bits(before)), "wrote outside of its columns"
@@ -251,24 +262,71 @@ def test_any_decoding(data: st.DataObject) -> None:
     case.check(data.draw(st.sampled_from(SPLITS), "splits"))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_whoever_arrives_last_merges_in_order(monkeypatch: Any, seed: int) -> None:
+    """Bit for bit the same whatever the order in which the programs run."""
+    if ON_GPU:
+        pytest.skip("the GPU decides on the order")
+    case = Decoding([100, 3, 70], heads=2, head_size=64, dtype=torch.float16)
+    ordered = case.run(8)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(8, generator=generator).tolist()
+    ran = []
+
+    def shuffled(x: int, y: int, z: int) -> None:
+        ran.append(order[y])
+        interpreter_builder.grid_idx = (x, order[y], z)
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", shuffled)
+    assert torch.equal(bits(case.run(8)), bits(ordered))
+    assert len(ran) == 8 * 2 * 3
+
+
+def test_scratch_is_large_enough() -> None:
+    """Whatever the batch, for the splits that are chosen."""
+    for processors in (1, 40, 132):
+        scratch = kernels.DecodeScratch.enough_for(processors, 16, DEVICE)
+        for sequences in range(1, 600):
+            for heads in (1, 3, 16):
+                splits = kernels.splits_for(sequences, heads, processors)
+                assert splits == 1 or sequences * heads * splits <= scratch.programs
+
+
+def test_too_little_scratch() -> None:
+    case = Decoding([3], head_size=64)
+    scratch = kernels.DecodeScratch(3, 64, DEVICE)
+    lengths = torch.tensor([3], dtype=torch.int32, device=DEVICE)
+    with pytest.raises(ValueError, match="1 sequences of 2 heads in 2 splits"):
+        kernels.decode_attention(
+            case.queries, case.keys, case.values, case.tables, lengths, case.queries, 2, scratch
+        )
+
+
 @dataclass
 class Rotating(Case):
-    """Tokens whose queries, keys and values are slices of one projection."""
+    """Tokens whose queries, keys, values and MLP values are slices of one projection."""
 
     tokens: int = 3
     rotary_dim: int = 16
+    inner: int = 24
+    gelu: bool = True
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        size = self.heads * self.head_size
-        self.wide = normal(generator, self.tokens, 3 * size + 8).to(DEVICE, self.dtype)
-        self.queries, self.new_keys, self.new_values = self.projections(self.wide)
+        size = 3 * self.heads * self.head_size
+        self.wide = 3 * normal(generator, self.tokens, 8 + size + self.inner + 3)
+        self.wide = self.wide.to(DEVICE, self.dtype)
+        self.projected = self.wide[:, 8:-3]
+        qkv = self.projected[:, :size].unflatten(1, (3, self.heads, self.head_size))
+        self.queries, self.new_keys, self.new_values = qkv.unbind(1)
+        self.mlp = self.projected[:, size:]
         for heads in (self.queries, self.new_keys, self.new_values):
             # What is not rotated has to pass through bit for bit, whatever it is.
             heads[:, ::2, self.rotary_dim :] = torch.inf
-        angles = 7 * normal(generator, self.tokens, self.rotary_dim // 2)
+        angles = 7 * normal(generator, 11, self.rotary_dim // 2)
         self.exact = torch.polar(torch.ones_like(angles), angles).to(DEVICE)
         self.rotations = self.exact.to(torch.complex64)
+        self.positions = torch.randint(11, (self.tokens,), generator=generator).to(DEVICE)
         pages = -(-self.tokens // self.page_size) + 2
         slots = torch.randperm(pages * self.page_size, generator=generator)[: self.tokens]
         self.slots = slots.to(DEVICE)
@@ -277,16 +335,11 @@ class Rotating(Case):
             generator, self.layout, self.dtype, *shape
         )
 
-    def projections(self, wide: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """All heads' queries, then keys, then values; or a head's beside each other."""
-        if self.layout == "layers":
-            return wide[:, 8:].unflatten(1, (3, self.heads, self.head_size)).unbind(1)
-        return wide[:, 8:].unflatten(1, (self.heads, 3, self.head_size)).unbind(2)
-
     def expected(self, heads: torch.Tensor) -> torch.Tensor:
         """Rotated in float64."""
         pairs = heads[..., : self.rotary_dim].double().unflatten(-1, (-1, 2)).contiguous()
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * self.exact[:, None])
+        turns = self.exact[self.positions][:, None]
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * turns)
         result = heads.double()
         result[..., : self.rotary_dim] = turned.flatten(-2)
         return result
@@ -297,32 +350,54 @@ class Rotating(Case):
         rest = slice(self.rotary_dim, None)
         assert torch.equal(bits(actual[..., rest]), bits(expected[..., rest].to(self.dtype)))
 
-    def check(self) -> None:
-        queries, keys = self.expected(self.queries), self.expected(self.new_keys)
-        wide, caches = self.wide.clone(), self.caches.clone()
-        kernels.rotate_and_store(
-            self.queries,
-            self.new_keys,
-            self.new_values,
+    def run(self) -> None:
+        rotate_store_activate(
+            self.projected,
             self.rotations,
+            self.positions,
             self.slots,
             self.keys,
             self.values,
+            gelu=self.gelu,
         )
+
+    def check(self) -> None:
+        queries, keys = self.expected(self.queries), self.expected(self.new_keys)
+        mlp = torch.nn.functional.gelu(self.mlp.double(), approximate="tanh")
+        wide, caches = self.wide.clone(), self.caches.clone()
+        self.run()
         where = self.slots // self.page_size, self.slots % self.page_size
         self.close(self.queries, queries)
         self.close(self.new_keys, keys)
         self.close(self.keys[where], keys)
         assert torch.equal(bits(self.values[where]), bits(self.new_values))
+        if self.gelu:
+            assert_close(self.mlp, mlp, self.dtype)
         # Put back what was to change: nothing else did.
-        self.projections(wide)[0].copy_(self.queries)
-        self.projections(wide)[1].copy_(self.new_keys)
+        size = self.heads * self.head_size
+        wide[:, 8 : 8 + 2 * size] = self.projected[:, : 2 * size]
+        if self.gelu:
+            wide[:, 8 + 3 * size : -3] = self.mlp
         assert torch.equal(bits(self.wide), bits(wide))
         self.keys[where] = self.values[where] = 0
         for cache in (self.keys, self.values):
             offset = cache.storage_offset()
             caches.as_strided(cache.shape, cache.stride(), offset)[where] = 0
         assert torch.equal(bits(self.caches), bits(caches))
+
+
+@pytest.mark.parametrize("inner", [0, 1, 37, 511, 512, 513, 1100])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_activation(dtype: torch.dtype, inner: int) -> None:
+    """Every tail, also of values where tanh is 1 and where exp overflows."""
+    case = Rotating(dtype=dtype, inner=inner, seed=inner)
+    extremes = torch.tensor([-60.0, 60.0, 0.0, -9.0, 9.0, -0.5], dtype=dtype)[:inner]
+    case.mlp[-1, : len(extremes)] = extremes
+    case.check()
+
+
+def test_another_activation_is_left_alone() -> None:
+    Rotating(gelu=False).check()
 
 
 @pytest.mark.parametrize("tokens", [1, 7])
@@ -332,7 +407,9 @@ class Rotating(Case):
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_rotation(dtype: torch.dtype, head_size: int, rotary_dim: int, tokens: int) -> None:
-    Rotating(tokens, rotary_dim, head_size=head_size, dtype=dtype, seed=tokens).check()
+    Rotating(
+        tokens=tokens, rotary_dim=rotary_dim, head_size=head_size, dtype=dtype, seed=tokens
+    ).check()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -357,6 +434,8 @@ def test_any_rotation(data: st.DataObject) -> None:
         page_size=data.draw(st.integers(1, 70), "page size"),
         dtype=data.draw(st.sampled_from(DTYPES), "dtype"),
         layout=data.draw(st.sampled_from(LAYOUTS), "layout"),
+        inner=data.draw(st.integers(0, 600), "inner"),
+        gelu=data.draw(st.booleans(), "gelu"),
         seed=data.draw(st.integers(0, 2**32), "seed"),
     ).check()
 
@@ -373,14 +452,16 @@ def test_rotated_then_attended(stride: int) -> None:
     keys = cache.as_strided(shape, (*steps, 1))
     values = cache.as_strided(shape, (*steps, 1), heads * head_size)
     table = torch.tensor([2, 0, 1], device=DEVICE)
-    query, key, value = normal(generator, 3, tokens, heads, head_size).half().to(DEVICE)
+    qkv = normal(generator, tokens, 3, heads, head_size).half().to(DEVICE)
+    query, key, value = qkv.unbind(1)
     still = torch.ones(tokens, 4, dtype=torch.complex64, device=DEVICE)
     places = torch.arange(tokens, device=DEVICE)
     slots = table[places // page_size] * page_size + places % page_size
-    kernels.rotate_and_store(query, key, value, still, slots, keys, values)
+    rotate_store_activate(qkv.flatten(1), still, places, slots, keys, values, gelu=True)
     out = torch.full_like(query[-1:], torch.nan)
     lengths = torch.tensor([tokens], dtype=torch.int32, device=DEVICE)
-    kernels.decode_attention(query[-1:], keys, values, table[None].int(), lengths, out, 2)
+    scratch = kernels.DecodeScratch(4, head_size, DEVICE)
+    kernels.decode_attention(query[-1:], keys, values, table[None].int(), lengths, out, 2, scratch)
     weights = torch.einsum("hd,thd->ht", query[-1].double(), key.double()).div(4).softmax(1)
     assert_close(out[0], torch.einsum("ht,thd->hd", weights, value.double()), out.dtype)
 
@@ -417,13 +498,43 @@ def test_wrong_strides() -> None:
     with pytest.raises(ValueError, match="page_tables"):
         case.run(1)
     rotating = Rotating()
-    rotating.new_values = rotating.new_values.contiguous()
+    rotating.keys = rotating.keys[:, ::2]
     with pytest.raises(ValueError, match="same strides"):
-        rotating.check()
+        rotating.run()
+    rotating = Rotating()
+    rotating.projected = rotating.projected.mT.contiguous().mT
+    with pytest.raises(ValueError, match="each token's contiguous"):
+        rotating.run()
     rotating = Rotating()
     rotating.rotations = rotating.rotations.mT.contiguous().mT
     with pytest.raises(ValueError, match="must be contiguous"):
-        rotating.check()
+        rotating.run()
+    with pytest.raises(ValueError, match="no kernel for heads of 24"):
+        Rotating(head_size=24).run()
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+@pytest.mark.parametrize("hidden", [1, 24, 37, 64, 1000, 4096])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_norm(dtype: torch.dtype, hidden: int, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(hidden)
+    residual = normal(generator, tokens, hidden) * 3 + 5  # far from a mean of 0
+    weight, bias, addend = normal(generator, 3, hidden).to(DEVICE, dtype)
+    residual = residual.to(DEVICE, dtype)
+    exact = residual.double()
+    normed = torch.nn.functional.layer_norm(
+        exact, [hidden], weight.double(), bias.double(), epsilon := 1e-5
+    )
+    out = normalize_and_add(residual, weight, bias, epsilon, addend)
+    relative, _ = TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), normed, rtol=relative, atol=3e-5)
+    assert_close(residual, exact + addend.double(), dtype)
+
+
+def test_norm_of_strided_rows() -> None:
+    residual = torch.zeros(3, 8, device=DEVICE)
+    with pytest.raises(ValueError, match="contiguous"):
+        normalize_and_add(residual[:, ::2], residual[0], residual[1], 1e-5, residual[2])
 
 
 def test_supports() -> None:
@@ -453,15 +564,18 @@ def test_graph_replay(splits: int) -> None:
     case = Decoding([200, 90], head_size=256, dtype=torch.float16)
     out = torch.full_like(case.queries, torch.nan)
     lengths = torch.ones(2, dtype=torch.int32, device=DEVICE)
-    inputs = case.queries, case.keys, case.values, case.tables, lengths, out, splits
+    scratch = kernels.DecodeScratch(4 * splits, 256, DEVICE)
+    inputs = case.queries, case.keys, case.values, case.tables, lengths, out, splits, scratch
     kernels.decode_attention(*inputs)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         kernels.decode_attention(*inputs)
     lengths.copy_(torch.tensor(case.lengths))
-    graph.replay()
-    assert_close(out, case.expected(), case.dtype)
+    for _ in range(3):
+        out.fill_(torch.nan)
+        graph.replay()
+        assert_close(out, case.expected(), case.dtype)
 
 
 #: Runs the launches against pretended GPUs, with Triton's compiler instead of its interpreter.
@@ -483,16 +597,23 @@ def compile_only(self, *args, grid, warmup, **options):
     print(self.__name__, "cp.async.cg.shared.global" in assembly, ".v4.b32" in assembly)
 
 JITFunction.run = compile_only
-from gptj_predictor.model import triton_kernels as kernels
+from gptj_predictor.model.triton import decode_attention as kernels
+from gptj_predictor.model.triton.norm import normalize_and_add
+from gptj_predictor.model.triton.rotary import rotate_store_activate
 
-queries, new_keys, new_values = torch.empty(4, 3, 2, 256, dtype=torch.float16).unbind(1)
+projected = torch.empty(4, 3 * 512 + 2048, dtype=torch.float16)
+queries, new_keys, new_values = projected[:, :1536].unflatten(1, (3, 2, 256)).unbind(1)
 keys, values = torch.empty(2, 5, 16, 2, 256, dtype=torch.float16)
-table, lengths = torch.empty(4, 3, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
+table, lengths = torch.empty(4, 3, dtype=torch.int32), torch.empty(4, dtype=torch.int64)
 rotations, slots = torch.empty(4, 32, dtype=torch.complex64), torch.empty(4, dtype=torch.int64)
+residual, weight = torch.empty(4, 512, dtype=torch.float16), torch.empty(512, dtype=torch.float16)
+scratch = kernels.DecodeScratch(64, 256, torch.device("cpu"))
 for index, (capability, splits) in enumerate([(80, 1), (90, 8)]):
     driver.set_active(Pretended(index, capability))
-    kernels.rotate_and_store(queries, new_keys, new_values, rotations, slots, keys, values)
-    kernels.decode_attention(queries, keys, values, table, lengths, new_values, splits)
+    normalize_and_add(residual, weight, weight, 1e-5, weight)
+    rotate_store_activate(projected, rotations, slots, slots, keys, values, gelu=True)
+    inputs = queries, keys, values, table, lengths, new_values, splits, scratch
+    kernels.decode_attention(*inputs)
 """
 
 
@@ -508,5 +629,6 @@ def test_compiles_to_wide_asynchronous_loads(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    both = ["_rotate_and_store False True", "_attend True True"]
-    assert done.stdout.splitlines() == [*both, *both, "_merge False True"]
+    each = ["_normalize_and_add False True", "_rotate_store_activate False True"]
+    each.append("_attend True True")
+    assert done.stdout.splitlines() == each * 2

@@ -114,8 +114,8 @@ def find_kernel_trouble(device: torch.device, head_size: int, dtype: torch.dtype
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     try:
+        from gptj_predictor.model.triton.decode_attention import supports
         from gptj_predictor.model.triton_check import try_kernel
-        from gptj_predictor.model.triton_kernels import supports
 
         if not supports(head_size, dtype):
             return f"there are no Triton kernels for heads of {head_size} {dtype} values"

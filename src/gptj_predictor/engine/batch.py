@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gptj_predictor.common.upload import pinned, upload
+from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.sequence import ScheduledChunk
-from gptj_predictor.model.kv_cache import NULL_PAGE
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,6 @@ class Batch:
             tables = np.stack([chunk.page_table.array for chunk in decoding])
         return cls(torch.from_numpy(np.concatenate(parts, axis=1)), torch.from_numpy(tables))
 
-    @classmethod
-    def padding(cls, size: int, max_pages: int, batch_index: int, device: torch.device) -> Batch:
-        """Decoding sequences that belong to nobody: they write to the null page and read it."""
-        token = torch.tensor([batch_index, 0, NULL_PAGE, 1])[:, None]
-        return cls(
-            token.expand(4, size).contiguous().to(device),
-            torch.full((size, max_pages), NULL_PAGE, dtype=torch.int32, device=device),
-        )
-
     @property
     def batch_indices(self) -> torch.Tensor:
         """``[T]``: each token's sequence's place in the running batch."""
@@ -74,18 +64,6 @@ class Batch:
         """``[T]``: how many tokens each token attends to, itself included."""
         return self.packed[3]
 
-    def pin(self, device: torch.device) -> Batch:
-        """The same on the host, in memory that ``device`` can fetch from by itself."""
-        return Batch(pinned(self.packed, device), pinned(self.page_tables, device))
-
     def upload(self, device: torch.device) -> Batch:
         """The same on a device."""
         return Batch(upload(self.packed, device), upload(self.page_tables, device))
-
-    def fill(self, batch: Batch, padding: Batch) -> None:
-        """Overwrite this one with D decoding sequences, and with padding behind them."""
-        size, total = batch.packed.shape[1], self.packed.shape[1]
-        self.packed[:, :size].copy_(batch.packed, non_blocking=True)
-        self.packed[:, size:].copy_(padding.packed[:, size:total])
-        self.page_tables[:size].copy_(batch.page_tables, non_blocking=True)
-        self.page_tables[size:].fill_(NULL_PAGE)

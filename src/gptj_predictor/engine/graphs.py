@@ -1,8 +1,8 @@
 """Decoding replayed from CUDA graphs: one launch a step instead of hundreds.
 
-A graph repeats fixed kernels on fixed memory. So decoding is captured for a ladder of batch sizes,
-reads its inputs from static buffers. A batch between two rungs is padded with sequences that belong
-to nobody and write to the null page.
+A graph repeats fixed kernels on fixed memory. So decoding is captured for a ladder of batch sizes
+and reads its inputs from a static buffer. A batch between two rungs is padded with sequences that
+belong to nobody and write to the null page.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from gptj_predictor.engine.batch import Batch
+from gptj_predictor.engine.decode_inputs import DecodeInputs
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +31,11 @@ def ladder(max_batch_size: int) -> list[int]:
 
 
 class DecodeGraphs:
-    """A graph for every rung of the ladder, each with static buffers for its inputs."""
+    """A graph for every rung of the ladder; all read their inputs from one static buffer."""
 
     def __init__(
         self,
-        forward: Callable[[Batch], torch.Tensor],
+        run: Callable[[DecodeInputs], torch.Tensor],
         capture: Capture,
         *,
         max_batch_size: int,
@@ -46,28 +46,31 @@ class DecodeGraphs:
         """Capture all rungs, the largest first, so that the others fit into its memory.
 
         Args:
-            forward: From a batch of D decoding sequences to logits ``[D, vocabulary]``.
+            run: From D decoding sequences to their next tokens ``[D]``, always in the same memory.
             capture: Makes a graph of a callable.
             max_batch_size: The last rung; no larger batch can be replayed.
             max_pages: Width of the page tables.
             padding_index: The batch index that padding reads its tokens from.
-            device: Where the buffers are.
+            device: Where the buffer is.
         """
         started = time.perf_counter()
         self._sizes = ladder(max_batch_size)
-        self._padding = Batch.padding(max_batch_size, max_pages, padding_index, device)
-        self._inputs: dict[int, Batch] = {}
+        largest = DecodeInputs.num_bytes(max_batch_size, max_pages)
+        self._buffer = torch.empty(largest, dtype=torch.uint8, device=device)
         self._replays: dict[int, Callable[[], torch.Tensor]] = {}
         for size in reversed(self._sizes):
-            inputs = Batch.padding(size, max_pages, padding_index, device)
-            self._inputs[size] = inputs
-            self._replays[size] = capture(partial(forward, inputs))
+            inputs = DecodeInputs.of(self._buffer, size, max_pages)
+            inputs.buffer.copy_(DecodeInputs.padding(size, max_pages, padding_index).buffer)
+            self._replays[size] = capture(partial(run, inputs))
         seconds = time.perf_counter() - started
         logger.info("captured %d decode graphs in %.1f s", len(self._sizes), seconds)
 
-    def replay(self, batch: Batch) -> torch.Tensor:
-        """Logits ``[D, vocabulary]`` of D decoding sequences, which the next replay overwrites."""
-        count = batch.page_tables.shape[0]
-        size = self._sizes[bisect_left(self._sizes, count)]
-        self._inputs[size].fill(batch, self._padding)
-        return self._replays[size]()[:count]
+    def size_for(self, count: int) -> int:
+        """The rung that ``count`` sequences are replayed on: they are padded up to it."""
+        return self._sizes[bisect_left(self._sizes, count)]
+
+    def replay(self, inputs: DecodeInputs) -> torch.Tensor:
+        """The next tokens ``[D]`` of D sequences, padding included; ``inputs`` are on the host."""
+        buffer = inputs.pin(self._buffer.device)
+        self._buffer[: len(buffer)].copy_(buffer, non_blocking=True)
+        return self._replays[inputs.lengths.shape[0]]()

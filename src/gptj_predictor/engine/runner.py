@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.batch import Batch
+from gptj_predictor.engine.decode_inputs import DecodeInputs
 from gptj_predictor.engine.graphs import Capture, DecodeGraphs
 from gptj_predictor.engine.request import TokenLogprobs
 from gptj_predictor.engine.sequence import ScheduledChunk, StepResults
@@ -18,7 +20,11 @@ from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.prefill_plan import PrefillChunk
 from gptj_predictor.model.step_inputs import StepInputs
+from gptj_predictor.sampling.rows import RowTable
 from gptj_predictor.sampling.sampler import Sampler
+
+if TYPE_CHECKING:
+    from gptj_predictor.engine.decode_step import DecodeStep
 
 
 @dataclass(frozen=True)
@@ -77,13 +83,29 @@ class ModelRunner:
         # Whose tokens are in each row: a sequence's number and epoch.
         self._residents = [(0, 0)] * max_batch_size
         self._max_pages = -(-context // cache.page_size)
+        self._rows = RowTable(max_batch_size, network.config.vocab_size, sampler.eos_token_ids)
+        self._decode = self._decode_step()
         self._graphs: DecodeGraphs | None = None
+
+    def _decode_step(self) -> DecodeStep | None:
+        """What decodes and samples on the device alone, where kernels of ours can."""
+        if not self._network.attentions[self.device].capturable:
+            return None
+        from gptj_predictor.engine.decode_step import DecodeStep
+
+        return DecodeStep(self._network, self._cache, self._token_table, self._max_batch_size)
 
     @torch.inference_mode()
     def capture_graphs(self, capture: Capture) -> None:
-        """Have decoding replayed from graphs from now on."""
+        """Have decoding replayed from graphs from now on.
+
+        Raises:
+            ValueError: the head's device cannot decode without the host.
+        """
+        if self._decode is None:
+            raise ValueError(f"decoding on {self.device} cannot be captured")
         self._graphs = DecodeGraphs(
-            self._forward,
+            self._decode.run,
             capture,
             max_batch_size=self._max_batch_size,
             max_pages=self._max_pages,
@@ -102,9 +124,11 @@ class ModelRunner:
             RuntimeError: the device could not compute it (out of memory included).
         """
         self._upload_new_sequences(chunks)
-        batch = Batch.build(chunks, self._cache.page_size, self._max_pages)
         prompt_logprobs = None
-        if not all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks):
+        if all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks):
+            tokens, logprobs = self._run_decodes(chunks)
+        else:
+            batch = Batch.build(chunks, self._cache.page_size, self._max_pages)
             batch = batch.upload(self.device)
             hidden = self._hidden_states(batch, chunks)
             prompt_logprobs = score_prompts(
@@ -112,14 +136,10 @@ class ModelRunner:
             )
             ends = np.cumsum([chunk.num_tokens for chunk in chunks]) - 1
             sampled = upload(ends[[chunk.samples for chunk in chunks]], self.device)
-            logits = self._network.logits(hidden[sampled])
-        elif self._graphs is not None:
-            logits = self._graphs.replay(batch.pin(self.device))
-        else:
-            logits = self._forward(batch.upload(self.device), chunks)
-        tokens, logprobs = self._sample(logits, _sampling(chunks))
+            tokens, logprobs = self._choose(hidden[sampled], _sampling(chunks))
         if self.device.type != "cuda":
-            return LaunchedStep(chunks, tokens, logprobs, prompt_logprobs, None)
+            # The next step may use the tokens' memory.
+            return LaunchedStep(chunks, tokens.clone(), logprobs, prompt_logprobs, None)
         done = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps; the next step runs
         tokens = tokens.to("cpu", non_blocking=True)
         logprobs = logprobs and logprobs.to_host()
@@ -134,18 +154,66 @@ class ModelRunner:
             if self._residents[chunk.batch_index] != resident:
                 tokens = upload(chunk.sequence.token_ids, self.device)
                 self._token_table[chunk.batch_index, : len(tokens)] = tokens
+                if self._decode is not None:
+                    self._rows.set(chunk.batch_index, chunk.sequence.params)
                 self._residents[chunk.batch_index] = resident
 
-    def _forward(self, batch: Batch, chunks: Sequence[ScheduledChunk] = ()) -> torch.Tensor:
-        """Logits ``[T, vocabulary]`` of T decoding sequences; see :meth:`_hidden_states`."""
-        return self._network.logits(self._hidden_states(batch, chunks))
+    def _run_decodes(
+        self, chunks: list[ScheduledChunk]
+    ) -> tuple[torch.Tensor, StepLogprobs | None]:
+        """A step in which all decode; returns what :meth:`_choose` does."""
+        if self._decode is None:
+            batch = Batch.build(chunks, self._cache.page_size, self._max_pages)
+            return self._choose(self._hidden_states(batch.upload(self.device), chunks), chunks)
+        count = len(chunks)
+        size = count if self._graphs is None else self._graphs.size_for(count)
+        inputs = self._decode_inputs(chunks, size, self._max_pages)
+        if self._graphs is None:
+            tokens = self._decode.run(inputs.upload(self.device))
+        else:
+            tokens = self._graphs.replay(inputs)[:count]
+        return self._choose_general(tokens, chunks)
+
+    def _choose(
+        self, hidden: torch.Tensor, chunks: list[ScheduledChunk]
+    ) -> tuple[torch.Tensor, StepLogprobs | None]:
+        """The tokens ``[N]`` int64 after N rows of hidden states, and what is asked about them."""
+        if self._decode is None or not chunks:
+            return self._sample(self._network.logits(hidden), chunks)
+        inputs = self._decode_inputs(chunks, len(chunks), max_pages=0)
+        tokens = self._decode.choose(hidden, inputs.upload(self.device))
+        return self._choose_general(tokens, chunks)
+
+    def _choose_general(
+        self, tokens: torch.Tensor, chunks: list[ScheduledChunk]
+    ) -> tuple[torch.Tensor, StepLogprobs | None]:
+        """Replace the tokens of rows that the fused kernel is not for."""
+        assert self._decode is not None
+        general = self._rows.general(np.array([chunk.batch_index for chunk in chunks]))
+        if not general.size:
+            return tokens, None
+        rows = upload(general, self.device)
+        logits = self._decode.logits[rows].float()
+        chosen, logprobs = self._sample(logits, [chunks[row] for row in general])
+        return tokens.index_copy(0, rows, chosen), logprobs
+
+    def _decode_inputs(
+        self, chunks: list[ScheduledChunk], size: int, max_pages: int
+    ) -> DecodeInputs:
+        return DecodeInputs.build(
+            chunks,
+            self._rows,
+            size=size,
+            page_size=self._cache.page_size,
+            max_pages=max_pages,
+            padding_index=self._max_batch_size,
+        )
 
     def _hidden_states(self, batch: Batch, chunks: Sequence[ScheduledChunk]) -> torch.Tensor:
         """Run the network up to its last layer.
 
         Args:
-            batch: On the device. If all its tokens decode, nothing else on the device matters, so
-                that a CUDA graph can repeat it.
+            batch: On the device.
             chunks: What the batch was built from, for attention that cannot read page tables.
 
         Returns:
@@ -157,7 +225,7 @@ class ModelRunner:
             positions=batch.positions,
             slot_mapping=batch.slot_mapping,
             page_tables=batch.page_tables,
-            context_lengths=batch.context_lengths[:num_decodes].int(),
+            context_lengths=batch.context_lengths[:num_decodes],
             contexts=[chunk.page_table.extents(chunk.end) for chunk in chunks[:num_decodes]],
             chunks=[
                 PrefillChunk(chunk.num_tokens, chunk.page_table.extents(chunk.start))

@@ -1,4 +1,4 @@
-"""What attention is asked for, whoever computes it; and rotary positions."""
+"""What a device computes for a layer beside its products, whoever does it; and rotary positions."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from abc import ABC, abstractmethod
 import torch
 
 from gptj_predictor.model.kv_cache import LayerCache
+from gptj_predictor.model.layer import GPTJLayer
 from gptj_predictor.model.step_inputs import StepInputs
 
 
 class Attention(ABC):
-    """One device's way to write keys and values to the KV cache and to attend to them.
+    """One device's way through a layer: norm, rotary, cache write, attention, activation.
 
     Attributes:
         name: For the start log.
@@ -22,30 +23,34 @@ class Attention(ABC):
     capturable: bool
 
     @abstractmethod
-    def store(
-        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
-    ) -> None:
-        """Rotate new queries and keys in place; write the keys and values to the cache.
+    def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What :meth:`layer` wants to know of rotary positions, for all layers of a step.
 
         Args:
-            qkv: ``[T, 3, heads, head_size]`` queries, keys and values.
-            rotations: ``[T, rotary_dim / 2]`` complex, :func:`rotary_table` at T positions.
-            cache: One layer's.
-            step: Where each of the T tokens goes.
+            table: :func:`rotary_table`.
+            positions: ``[T]`` int64.
         """
 
     @abstractmethod
-    def attend(
-        self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
-    ) -> None:
-        """Attend causally: every new token to its own sequence, itself included.
+    def layer(
+        self,
+        layer: GPTJLayer,
+        residual: torch.Tensor,
+        rotations: torch.Tensor,
+        cache: LayerCache,
+        step: StepInputs,
+    ) -> torch.Tensor:
+        """Run one layer on T new tokens, of which each attends to its sequence up to itself.
 
         Args:
-            qkv: ``[T, 3, heads, head_size]`` as :meth:`store` left them.
-            cache: The same layer's, with this step's keys and values in it.
-            step: Which slots of the cache belong to which of the T tokens.
-            out: ``[T, heads, head_size]`` to write to. It may be the values' own memory,
-                ``qkv[:, 2]``: a sequence's values are read before its output is written.
+            layer: Its weights.
+            residual: ``[T, H]``; its memory may be used for the result.
+            rotations: What :meth:`rotations` made.
+            cache: The layer's, to which T new keys and values are written.
+            step: Where each of the T tokens goes and what it attends to.
+
+        Returns:
+            ``[T, H]``.
         """
 
 

@@ -53,7 +53,13 @@ def can_multiply_int8() -> bool:
 
 
 class Projection(ABC):
-    """``x W^T + b`` with a weight ``[outputs, inputs]`` and a bias ``[outputs]``."""
+    """``x W^T + b`` with a weight ``[outputs, inputs]`` and a bias ``[outputs]``.
+
+    Attributes:
+        bias: In a floating-point dtype.
+    """
+
+    bias: torch.Tensor
 
     @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,27 +69,48 @@ class Projection(ABC):
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T + b``; may use ``residual``'s memory for the result."""
 
+    @abstractmethod
+    def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``residual + x W^T``, for a residual that has the bias; may use its memory."""
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``x W^T + b`` to ``out``, ``[T, outputs]``."""
+        out.copy_(self(x))
+
 
 class FloatProjection(Projection):
     """With a weight in the dtype of the activations, plain or packed."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        self._weight, self._bias = weight, bias
+        self._weight, self.bias = weight, bias
         self._packed = weight.is_mkldnn
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
         if self._packed:
-            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-        return functional.linear(x, self._weight, self._bias)
+            return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
+        return functional.linear(x, self._weight, self.bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.add_to`."""
         if self._packed:
             return torch.ops.mkldnn._linear_pointwise.binary(
-                x, residual, self._weight, self._bias, "add"
+                x, residual, self._weight, self.bias, "add"
             )
-        return residual.add_(self._bias).addmm_(x, self._weight.t())
+        return residual.add_(self.bias).addmm_(x, self._weight.t())
+
+    def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Projection.accumulate`."""
+        if self._packed:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, None, "add")
+        return residual.addmm_(x, self._weight.t())
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """See :meth:`Projection.write`."""
+        if self._packed:
+            super().write(x, out)
+        else:
+            torch.addmm(self.bias, x, self._weight.t(), out=out)
 
 
 class Int8Projection(Projection):
@@ -95,16 +122,20 @@ class Int8Projection(Projection):
 
     def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> None:
         """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
-        self._weight, self._scales, self._bias = weight, scales, bias.float()
+        self._weight, self._scales, self.bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
-        return self._multiply(x).add_(self._bias).to(x.dtype)
+        return self._multiply(x).add_(self.bias).to(x.dtype)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.add_to`."""
-        return residual.copy_(self._multiply(x).add_(self._bias).add_(residual))
+        return residual.copy_(self._multiply(x).add_(self.bias).add_(residual))
+
+    def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Projection.accumulate`."""
+        return residual.copy_(self._multiply(x).add_(residual))
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T`` in fp32."""

@@ -7,7 +7,6 @@ queries, keys, values and the MLP's hidden values, one on the way out that sums 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,53 +14,11 @@ from torch.nn import functional
 
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
+from gptj_predictor.model.kv_cache import PagedKVCache
+from gptj_predictor.model.layer import GPTJLayer, LayerNorm, Weights
 from gptj_predictor.model.linear import make_projection
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
-
-#: By name, each filled and on its device.
-Weights = Mapping[str, torch.Tensor]
-Norm = Callable[[torch.Tensor], torch.Tensor]
-
-
-class GPTJLayer:
-    """One layer, its six projections fused into two.
-
-    With hidden size H and MLP size I:
-
-    * ``project_in`` H to 3 H + I: rows for q, k, v and fc_in, in this order.
-    * ``project_out`` H + I to H: columns for out_proj and fc_out.
-    """
-
-    def __init__(self, config: NetworkConfig, weights: Weights, name: str) -> None:
-        self._hidden, self._heads = config.n_embd, config.n_head
-        self._activate = _activation(config.activation_function)
-        self._norm = _norm(config, weights, f"{name}.norm")
-        self._project_in, self._project_out = (
-            make_projection(*_weight_and_bias(weights, product), weights.get(f"{product}.scale"))
-            for product in (f"{name}.project_in", f"{name}.project_out")
-        )
-
-    def __call__(
-        self,
-        residual: torch.Tensor,
-        rotations: torch.Tensor,
-        cache: LayerCache,
-        step: StepInputs,
-        attention: Attention,
-    ) -> torch.Tensor:
-        """``[T, H]`` in and out; writes the T new keys and values to the cache on the way."""
-        hidden = self._hidden
-        projected = self._project_in(self._norm(residual))
-        qkv = projected[:, : 3 * hidden].unflatten(1, (3, self._heads, -1))
-        attention.store(qkv, rotations, cache, step)
-        # The output takes the columns of the values, which are in the cache now: there it lies
-        # beside the MLP's hidden values, as the second product wants it.
-        attention.attend(qkv, cache, step, out=qkv[:, 2])
-        mixed = projected[:, 2 * hidden :]
-        self._activate(mixed[:, hidden:])
-        return self._project_out.add_to(residual, mixed)
 
 
 @dataclass(frozen=True)
@@ -109,8 +66,8 @@ class GPTJNetwork:
         self.weights, self.attentions = weights, attentions
         self.weight_bytes = sum(w.numel() * w.dtype.itemsize for w in weights.values())
         self._embedding = weights["embedding.weight"]
-        self._layers = [GPTJLayer(config, weights, f"layers.{i}") for i in range(config.n_layer)]
-        self._norm = _norm(config, weights, "norm")
+        self._layers = [GPTJLayer.of(config, weights, f"layers.{i}") for i in range(config.n_layer)]
+        self._norm = LayerNorm.of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
         self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
         positions, rotary_dim = config.n_positions, config.rotary_dim
@@ -143,8 +100,9 @@ class GPTJNetwork:
             if here != self.placement.layers[index]:
                 here = self.placement.layers[index]
                 hidden, step = hidden.to(here), step.to(here)
-                rotations = self._rotations[here][step.positions]
-            hidden = layer(hidden, rotations, cache.layer(index), step, self.attentions[here])
+                attention = self.attentions[here]
+                rotations = attention.rotations(self._rotations[here], step.positions)
+            hidden = attention.layer(layer, hidden, rotations, cache.layer(index), step)
         return hidden.to(self.placement.head)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -157,27 +115,6 @@ class GPTJNetwork:
             return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
         return self._head(self._norm(hidden)).float()
 
-
-def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    return weights[f"{name}.weight"], weights[f"{name}.bias"]
-
-
-def _activation(name: str) -> Callable[[torch.Tensor], object]:
-    """The MLP's activation, in place, by transformers' name.
-
-    Raises:
-        KeyError: transformers does not know the name.
-    """
-    if name == "gelu_new":  # GPT-J's own: the tanh approximation of GELU
-        return lambda x: torch.ops.aten.gelu_(x, approximate="tanh")
-    # It imports torch._dynamo, which takes as long as torch itself.
-    from transformers.activations import ACT2FN
-
-    compute = ACT2FN[name]
-    return lambda x: x.copy_(compute(x))
-
-
-def _norm(config: NetworkConfig, weights: Weights, name: str) -> Norm:
-    shape, epsilon = [config.n_embd], config.layer_norm_epsilon
-    weight, bias = _weight_and_bias(weights, name)
-    return lambda x: functional.layer_norm(x, shape, weight, bias, epsilon)
+    def write_logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
+        """The same to ``out``, ``[N, vocabulary]`` of the network's dtype."""
+        self._head.write(self._norm(hidden), out)

@@ -23,7 +23,7 @@ class StepInputs:
         positions: ``[T]`` int64, each token's place in its sequence, from 0.
         slot_mapping: ``[T]`` int64, where to write its key and value.
         page_tables: ``[D, P]`` int32 page numbers, padded with ``NULL_PAGE``.
-        context_lengths: ``[D]`` int32, tokens that a decoding sequence attends to, its new one
+        context_lengths: ``[D]`` int64, tokens that a decoding sequence attends to, its new one
             included.
         contexts: The same D contexts as extents; may be empty for attention that reads the tables.
         chunks: The prefill chunks.

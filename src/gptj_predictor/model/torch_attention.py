@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.kv_cache import Extent, LayerCache
+from gptj_predictor.model.layer import GPTJLayer
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.varlen_attention import VarlenPrefill
 
@@ -37,10 +38,41 @@ class TorchAttention(Attention):
             self.name += f", {prefill.name}"
         self._attend_prefills = attend_prefills if prefill is None else prefill
 
+    def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``[T, rotary_dim / 2]``, the positions' own."""
+        return table[positions]
+
+    def layer(
+        self,
+        layer: GPTJLayer,
+        residual: torch.Tensor,
+        rotations: torch.Tensor,
+        cache: LayerCache,
+        step: StepInputs,
+    ) -> torch.Tensor:
+        """See :meth:`Attention.layer`; decoding reads ``step.contexts``."""
+        hidden = layer.hidden
+        projected = layer.project_in(layer.norm(residual))
+        qkv = projected[:, : 3 * hidden].unflatten(1, (3, layer.heads, -1))
+        self.store(qkv, rotations, cache, step)
+        # The output takes the columns of the values, which are in the cache now: there it lies
+        # beside the MLP's hidden values, as the second product wants it.
+        self.attend(qkv, cache, step, out=qkv[:, 2])
+        mixed = projected[:, 2 * hidden :]
+        layer.activate(mixed[:, hidden:])
+        return layer.project_out.add_to(residual, mixed)
+
     def store(
         self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
     ) -> None:
-        """See :meth:`Attention.store`."""
+        """Rotate new queries and keys in place; write the keys and values to the cache.
+
+        Args:
+            qkv: ``[T, 3, heads, head_size]`` queries, keys and values.
+            rotations: ``[T, rotary_dim / 2]`` complex, :func:`rotary_table` at T positions.
+            cache: One layer's.
+            step: Where each of the T tokens goes.
+        """
         rotate(qkv[:, :2], rotations)
         cache.keys.flatten(0, 1)[step.slot_mapping] = qkv[:, 1]
         cache.values.flatten(0, 1)[step.slot_mapping] = qkv[:, 2]
@@ -48,7 +80,15 @@ class TorchAttention(Attention):
     def attend(
         self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
     ) -> None:
-        """See :meth:`Attention.attend`; decoding reads ``step.contexts``."""
+        """Attend causally: every new token to its own sequence, itself included.
+
+        Args:
+            qkv: ``[T, 3, heads, head_size]`` as :meth:`store` left them.
+            cache: The same layer's, with this step's keys and values in it.
+            step: Which slots of the cache belong to which of the T tokens.
+            out: ``[T, heads, head_size]`` to write to. It may be the values' own memory,
+                ``qkv[:, 2]``: a sequence's values are read before its output is written.
+        """
         decodes = step.num_decodes
         queries = qkv[:decodes, :1]
         for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
@@ -82,7 +122,7 @@ def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
 def attend_prefills(
     qkv: torch.Tensor, cache: LayerCache, step: StepInputs, out: torch.Tensor
 ) -> None:
-    """:meth:`Attention.attend` for the tokens of the prefill chunks alone."""
+    """Attention as in :meth:`TorchAttention.attend`, for the tokens of the prefill chunks alone."""
     start = step.num_decodes
     for chunk in step.chunks:
         end = start + chunk.tokens

@@ -1,19 +1,29 @@
-"""Attention through our own Triton kernels. Importing it needs Triton."""
+"""A layer through our own Triton kernels. Importing it needs Triton."""
 
 from __future__ import annotations
 
 import torch
 
-from gptj_predictor.model import triton_kernels as kernels
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.kv_cache import LayerCache
+from gptj_predictor.model.layer import GELU, GPTJLayer
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import attend_prefills
+from gptj_predictor.model.triton.decode_attention import (
+    DecodeScratch,
+    decode_attention,
+    splits_for,
+)
+from gptj_predictor.model.triton.norm import normalize_and_add
+from gptj_predictor.model.triton.rotary import rotate_store_activate
 from gptj_predictor.model.varlen_attention import VarlenPrefill
 
 
 class TritonAttention(Attention):
-    """Kernels for rotary, cache write and decode; prefill goes through torch."""
+    """Five launches a layer for decoding: norm, product, rotary to GELU, attention, product.
+
+    Prefill goes through torch.
+    """
 
     capturable = True
 
@@ -26,23 +36,71 @@ class TritonAttention(Attention):
         self.name = f"Triton paged split-KV decode, {name}"
         self._processors = processors
         self._attend_prefills = attend_prefills if prefill is None else prefill
+        self._scratch: DecodeScratch | None = None
 
-    def store(
-        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
+    def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The table, which the kernel looks up positions in."""
+        return table
+
+    def layer(
+        self,
+        layer: GPTJLayer,
+        residual: torch.Tensor,
+        rotations: torch.Tensor,
+        cache: LayerCache,
+        step: StepInputs,
+    ) -> torch.Tensor:
+        """See :meth:`Attention.layer`; decoding reads ``step.page_tables``."""
+        norm = layer.norm
+        with torch.cuda.device_of(residual):  # Triton launches on the current device
+            # The second product adds to the residual, where its bias already is.
+            normed = normalize_and_add(
+                residual, norm.weight, norm.bias, norm.epsilon, layer.project_out.bias
+            )
+            projected = layer.project_in(normed)
+            self.prepare(layer, projected, rotations, cache, step)
+            qkv = projected[:, : 3 * layer.hidden].unflatten(1, (3, layer.heads, -1))
+            # The output takes the columns of the values, which are in the cache now: there it
+            # lies beside the MLP's hidden values, as the second product wants it.
+            self.attend(qkv, cache, step, out=qkv[:, 2])
+            return layer.project_out.accumulate(residual, projected[:, 2 * layer.hidden :])
+
+    def prepare(
+        self,
+        layer: GPTJLayer,
+        projected: torch.Tensor,
+        rotations: torch.Tensor,
+        cache: LayerCache,
+        step: StepInputs,
     ) -> None:
-        """See :meth:`Attention.store`; one kernel."""
-        queries, keys, values = qkv.unbind(1)
-        with torch.cuda.device_of(qkv):  # Triton launches on the current device
-            kernels.rotate_and_store(queries, keys, values, rotations, step.slot_mapping, *cache)
+        """What lies between the first product ``[T, 3 H + I]``, changed in place, and attention."""
+        rotate_store_activate(
+            *(projected, rotations, step.positions, step.slot_mapping, *cache),
+            gelu=layer.activation == GELU,
+        )
+        if layer.activation != GELU:
+            layer.activate(projected[:, 3 * layer.hidden :])
 
     def attend(
         self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
     ) -> None:
-        """See :meth:`Attention.attend`; decoding reads ``step.page_tables``."""
+        """Attend causally: every new token to its own sequence, itself included.
+
+        Args:
+            qkv: ``[T, 3, heads, head_size]``, rotated, keys and values in the cache too.
+            cache: The layer's.
+            step: Which slots of the cache belong to which of the T tokens.
+            out: ``[T, heads, head_size]`` to write to; it may be ``qkv[:, 2]``.
+        """
         if decodes := step.num_decodes:
             queries = qkv[:decodes, 0]
-            splits = kernels.splits_for(decodes, queries.shape[1], self._processors)
-            tables, lengths = step.page_tables, step.context_lengths
-            with torch.cuda.device_of(qkv):
-                kernels.decode_attention(queries, *cache, tables, lengths, out[:decodes], splits)
+            heads, head_size = queries.shape[1:]
+            if self._scratch is None:
+                # One for all layers, as the device runs them one after the other.
+                self._scratch = DecodeScratch.enough_for(self._processors, head_size, qkv.device)
+            decode_attention(
+                *(queries, *cache, step.page_tables, step.context_lengths, out[:decodes]),
+                splits_for(decodes, heads, self._processors),
+                self._scratch,
+            )
         self._attend_prefills(qkv, cache, step, out)
