@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from gptj_predictor.cli.benchmark import ONLY_SERVED
 from gptj_predictor.cli.flags import ENVIRONMENT_PREFIX, flag_fields, spelling
 from gptj_predictor.common.phases import Phase
+from gptj_predictor.devices.memory import gpu_cache_bytes
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
 from gptj_predictor.model.config import NetworkConfig
@@ -157,7 +158,13 @@ CONTEXT_BYTES = 2**30
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
     config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
-    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
+    step = step_bytes(
+        config,
+        dtype,
+        tokens=GPU_PREFILL_TOKENS,
+        logit_rows=settings.max_batch_size,
+        on_gpu=True,
+    )
     token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
     most = settings.max_batch_size * config.n_positions
     rows = []
@@ -165,8 +172,9 @@ def sizing_table() -> str:
         row = [card]
         for quantization in get_args(WeightQuantization):
             weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
-            left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
-            tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
+            free = int(gib * 2**30) - CONTEXT_BYTES - weights
+            room = gpu_cache_bytes(free, step, settings.kv_cache_share)
+            tokens = min(most, room // token_bytes)
             if tokens <= 0:
                 row += ["does not fit", "", ""]
                 continue

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from gptj_predictor.devices.attention import choose_attentions
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot.builder import NetworkBuilder
@@ -37,7 +38,8 @@ def make_network(
     weights = model.state_dict()
     for name in builder.layout.places:
         builder.fill(name, weights[name])
-    return builder.finish()
+    head_size = config.n_embd // config.n_head
+    return builder.finish(choose_attentions([device], head_size, model.dtype, allow_slow=False))
 
 
 def step_bytes_of(model: Any, quantization: WeightQuantization = "none") -> int:

@@ -179,6 +179,9 @@ def test_in_process_with_cells_that_do_not_fit(
     assert results.run.parameters == 2_563_712
     assert results.run.device is not None
     assert (results.run.precision, results.run.quantization) == ("bfloat16", "none")
+    assert results.run.attention == {"cpu": "torch SDPA over runs of pages"}
+    assert results.run.cuda_graphs is False
+    assert "; decoding without CUDA graphs" in (tmp_path / "report.md").read_text()
     assert results.settings.sampling["top_k"] == 50
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     printed = capsys.readouterr()

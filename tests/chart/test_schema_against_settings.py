@@ -202,6 +202,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
         "kv_cache_gib",
         "enable_prefix_caching",
         "cuda_graphs",
+        "allow_slow_attention",
         "max_instances",
         "max_body_bytes",
         "receive_timeout_seconds",

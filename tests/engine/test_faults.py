@@ -14,7 +14,7 @@ import torch
 from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.faults import DeviceFaultError, Fault, classify
 from gptj_predictor.engine.request import Event, Failure, FinishReason
-from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.engine.sequence import Sequence, SequenceStatus
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.step_inputs import StepInputs
 from tests.support.engines import GREEDY, FaultyNetwork, RunningEngine, load, make_config
@@ -24,7 +24,7 @@ from tests.support.servers import wait_for
 OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    RuntimeError("CUDA error: out of memory"),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     MemoryError(),
 ]
 
@@ -185,18 +185,65 @@ def test_a_device_fault_is_the_end(small: ReferenceModel) -> None:
         steps.core.step()
 
 
+@pytest.mark.parametrize("on_cuda", [False, True])
 @pytest.mark.parametrize(
-    ("error", "fault"),
+    ("error", "on_cpu", "on_gpu"),
     [
-        *((error, Fault.OUT_OF_MEMORY) for error in OUT_OF_MEMORY),
-        (torch.AcceleratorError("CUDA error: unspecified launch failure"), Fault.DEVICE),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"), Fault.DEVICE),
-        (RuntimeError("shape mismatch"), Fault.STEP),
-        (ValueError("can't allocate memory, says a client"), Fault.STEP),
+        *((error, Fault.OUT_OF_MEMORY, Fault.OUT_OF_MEMORY) for error in OUT_OF_MEMORY),
+        *(
+            (error, Fault.DEVICE, Fault.DEVICE)
+            for error in (
+                torch.AcceleratorError("CUDA error: unspecified launch failure"),
+                torch.AcceleratorError("CUDA error: out of memory"),  # not the allocator's
+                RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"),
+            )
+        ),
+        *(
+            (RuntimeError(text), Fault.STEP, Fault.DEVICE)
+            for text in (
+                "Triton Error [CUDA]: an illegal memory access was encountered",
+                "cuDNN error: CUDNN_STATUS_MAPPING_ERROR",
+                "shape mismatch",
+            )
+        ),
+        (KeyError("a bug"), Fault.STEP, Fault.STEP),
+        (ValueError("can't allocate memory, says a client"), Fault.STEP, Fault.STEP),
     ],
 )
-def test_how_far_a_fault_reaches(error: Exception, fault: Fault) -> None:
-    assert classify(error) is fault
+def test_how_far_a_fault_reaches(
+    error: Exception, on_cpu: Fault, on_gpu: Fault, on_cuda: bool
+) -> None:
+    assert classify(error, on_cuda=on_cuda) is (on_gpu if on_cuda else on_cpu)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_out_of_memory_beside_those_that_decode(small: ReferenceModel, overlap: bool) -> None:
+    """In a mixed step: the prompts wait again, those that decode keep their places and pages."""
+    steps = Steps(small, overlap=overlap)
+    decoding = [steps.add(5 + i) for i in range(3)]
+    for _ in range(3):
+        steps.step()
+    places = [(one.batch_index, one.epoch, one.page_table) for one in decoding]
+    prompts = [steps.add(*range(10 * i, 10 * i + 6)) for i in range(1, 4)]
+    shapes: list[tuple[int, int]] = []
+
+    def inject(step: StepInputs) -> None:
+        shapes.append((step.num_decodes, len(step.chunks)))
+        if len(step.chunks) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    steps.network.inject = inject
+    steps.step()
+    assert shapes == [(3, 3)]
+    assert [(one.batch_index, one.epoch, one.page_table) for one in decoding] == places
+    assert all(one.status is SequenceStatus.WAITING for one in prompts)
+    steps.run()
+    assert shapes[1:4] == [(3, 1), (4, 1), (5, 1)]
+    for i, sequence in enumerate(decoding):
+        steps.check_exact(sequence, [5 + i])
+        assert sequence.epoch == 1  # left once, at its end
+    for i, sequence in enumerate(prompts, start=1):
+        steps.check_exact(sequence, list(range(10 * i, 10 * i + 6)))
 
 
 def test_a_hanging_step_shows(small: ReferenceModel) -> None:

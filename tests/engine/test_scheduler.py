@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from gptj_predictor.engine.prefill_share import further_tokens, min_chunk_tokens
 from gptj_predictor.engine.request import RequestRefusedError
 from gptj_predictor.engine.scheduler import Scheduler
 from gptj_predictor.engine.sequence import Sequence, StepResults
@@ -86,7 +87,63 @@ def test_the_oldest_prompt_gets_at_least_half() -> None:
         left = sequences[0].num_pending_tokens
         counts = step(of)
         assert counts[sequences[0]] >= min(8, left)
-        assert sum(counts.values()) == 16
+        assert 16 - 8 < sum(counts.values()) <= 16  # what is left would be too small a chunk
+
+
+@pytest.mark.parametrize("budget", [128, 256, 2048])
+@pytest.mark.parametrize("length", [65, 100, 127, 180])
+def test_no_small_pieces_of_a_prompt(budget: int, length: int) -> None:
+    """At least 64 tokens, unless they are the last; none joins the batch for nothing."""
+    of = scheduler(budget=budget, batch=60, pages=4000)
+    sequences = [add(of, prompt(length + n, 300 * n), 1) for n in range(60)]
+    done = dict.fromkeys(sequences, 0)
+    steps = 0
+    while not all(map(ended, sequences)):
+        counts = step(of)
+        steps += 1
+        for sequence, count in counts.items():
+            done[sequence] += count
+            assert count >= 64 or done[sequence] == length + sequences.index(sequence)
+        wanted = sum(length + n for n in range(60)) - sum(done.values())
+        # A last token alone is computed as those that decode are, beside the budget.
+        taken = sum(count for count in counts.values() if count > 1)
+        assert budget - 64 < taken <= budget or not wanted
+        assert all(done[sequence] for sequence in of.running)
+    # No more steps than the budget's unused ends explain.
+    assert steps <= -(-sum(length + n for n in range(60)) // (budget - 63))
+
+
+def test_prompts_of_a_page_less_than_a_chunk_fill_the_budget() -> None:
+    """As many whole ones as fit, and a part of the next only if it is large enough."""
+    of = scheduler(budget=256, batch=60, pages=4000)
+    for n in range(9):
+        add(of, prompt(60, 100 * n), 1)
+    assert sorted(step(of).values()) == [60] * 4
+    assert sorted(step(of).values()) == [60] * 4
+
+
+@pytest.mark.parametrize(
+    ("pending", "taken", "budget", "others", "more"),
+    [
+        (200, 0, 256, True, 128),
+        (200, 0, 256, False, 200),
+        (150, 0, 256, True, 150),  # not 128 and 22
+        (200, 0, 64, True, 64),
+        (200, 0, 63, True, 0),
+        (63, 0, 63, True, 63),
+        (64, 0, 63, False, 0),
+        (20, 0, 256, True, 20),
+        (200, 64, 30, False, 30),
+        (90, 0, 80, True, 64),
+        (0, 60, 10, False, 0),
+    ],
+)
+def test_a_prompt_s_share(pending: int, taken: int, budget: int, others: bool, more: int) -> None:
+    assert further_tokens(pending, taken, budget, 64, others=others) == more
+
+
+def test_a_small_budget_is_for_two() -> None:
+    assert [min_chunk_tokens(budget) for budget in (1, 20, 127, 128, 2048)] == [1, 10, 63, 64, 64]
 
 
 def test_the_budget_holds_for_any_mixture() -> None:

@@ -11,7 +11,8 @@ from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
 from gptj_predictor.model.layer import GPTJLayer
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.prefill_plan import PrefillChunk
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import TorchAttention
 from gptj_predictor.model.triton_attention import TritonAttention
 from tests.support.engines import CPU

@@ -8,7 +8,8 @@ import torch
 from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.prefill_plan import PrefillChunk
+from gptj_predictor.model.step_inputs import StepInputs
 from tests.support.engines import CPU, load
 from tests.support.reference import ReferenceModel
 

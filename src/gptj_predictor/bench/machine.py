@@ -22,7 +22,7 @@ import torch
 
 from gptj_predictor.common.threads import in_daemon_thread
 
-PACKAGES = ("gptj-predictor", "torch", "transformers", "numpy")
+PACKAGES = ("gptj-predictor", "torch", "triton", "transformers", "numpy")
 
 #: What nvidia-smi is asked for; its ``--help-query-gpu`` explains them.
 CLOCKS = (

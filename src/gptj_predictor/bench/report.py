@@ -80,6 +80,10 @@ def describe_run(results: Results) -> list[tuple[str, str]]:
     ]
     if run.bandwidth is not None:
         lines.append(("bandwidth", f"{run.bandwidth / 1e9:,.1f} GB/s, measured at the start"))
+    if run.attention is not None:
+        names = dict.fromkeys(run.attention.values())
+        graphs = "replayed from CUDA graphs" if run.cuda_graphs else "without CUDA graphs"
+        lines.append(("attention", f"{'; '.join(names)}; decoding {graphs}"))
     if run.kv_cache_tokens is not None:
         lines.append(("KV cache", f"room for {run.kv_cache_tokens:,} tokens"))
     sampling = ", ".join(f"{name} {value}" for name, value in settings.sampling.items())

@@ -57,6 +57,12 @@ class Run(_Part):
         description="Bytes a second: of a copy within a GPU's memory, read and written bytes "
         "counted, or of a plain read on a CPU. Null with several devices and over HTTP.",
     )
+    attention: dict[str, str] | None = Field(
+        None, description="How each device attends. Null over HTTP, like the next."
+    )
+    cuda_graphs: bool | None = Field(
+        None, description="Whether decoding was replayed from CUDA graphs."
+    )
     kv_cache_tokens: int | None = Field(None, description="Tokens that the KV cache has room for.")
     first_token: Literal["event", "stream", "one-token request"] = Field(
         description="How first_token_seconds were measured: within the round by the engine's "

@@ -32,6 +32,7 @@ ENGINE_SETTINGS = {
     "kv_cache_gib",
     "enable_prefix_caching",
     "cuda_graphs",
+    "allow_slow_attention",
 }
 
 
@@ -55,8 +56,9 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
     """The engine in this process, on the snapshot in ``folder``.
 
     Raises:
-        PlanError: ``plan`` does not fit the model.
+        PlanError: ``plan`` does not fit the model, or a GPU would not be used as ``settings`` say.
         SnapshotError: the snapshot is not whole.
+        AttentionError: a GPU cannot run our kernels.
         DeviceError: a device of ``settings`` is not there, or the weights do not fit.
         PrecisionError: a device cannot compute in the precision of ``settings``.
         QuantizationError: a device cannot compute with weights of their quantization.
@@ -66,6 +68,8 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
         update={"max_batch_size": max(settings.max_batch_size, plan.batch_size)}
     )
     launch = LaunchPlan.prepare(folder, settings)
+    if shortfall := launch.shortfall():
+        raise PlanError(shortfall)
     threads = launch.threads
     devices = launch.placement.devices
     run = _describe_run(launch.folder).model_copy(
@@ -73,6 +77,8 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
             "precision": dtype_name(launch.dtype),
             "quantization": launch.quantization,
             "device": describe_devices(devices, threads),
+            "attention": {str(d): one.name for d, one in launch.attentions.items()},
+            "cuda_graphs": launch.captures,
         }
     )
     wanted = _describe_settings(plan, launch.folder)
@@ -83,7 +89,14 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
             rate = machine.measure_bandwidth(devices[0], threads)
             run = run.model_copy(update={"bandwidth": rate})
         engine = machine.alone(launch.start_engine)
-        run = run.model_copy(update={"kv_cache_tokens": engine.info().kv_cache_tokens})
+        info = engine.info()
+        in_use = {str(device): name for device, name in info.attention.items()}
+        if (in_use, info.captures) != (run.attention, run.cuda_graphs):
+            raise PlanError(
+                f"wanted were {run.attention} and graphs: {run.cuda_graphs}; in use "
+                f"are {in_use} and graphs: {info.captures}"
+            )
+        run = run.model_copy(update={"kv_cache_tokens": info.kv_cache_tokens})
         return EngineTarget(engine, _sampling(launch.folder)), run
 
     return Subject(

@@ -43,12 +43,14 @@ def one_line_errors() -> Iterator[None]:
         raise SettingsError(str(error)) from error
     except ValueError as error:
         # These take seconds to import, where that has not happened yet.
+        from gptj_predictor.devices.attention import AttentionError
         from gptj_predictor.devices.placement import DeviceError
         from gptj_predictor.devices.precision import PrecisionError
         from gptj_predictor.devices.quantization import QuantizationError
         from gptj_predictor.tokenizer import TokenizerError
 
-        if isinstance(error, DeviceError | PrecisionError | QuantizationError):
+        settings = AttentionError | DeviceError | PrecisionError | QuantizationError
+        if isinstance(error, settings):
             raise SettingsError(str(error)) from error
         if isinstance(error, TokenizerError):
             raise StartError(str(error)) from error

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.network import GPTJNetwork
 
-#: Makes a callable that repeats what a callable does on the device, each time into the same tensor.
-Capture = Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
-
-def capture_for(network: GPTJNetwork) -> Capture | None:
+def capture_for(network: GPTJNetwork) -> CudaCapture | None:
     """What captures a network's decoding: CUDA, if it lies on one GPU whose attention allows it."""
-    (first, *others) = network.attentions.items()
-    device, attention = first
-    if device.type != "cuda" or others or not attention.capturable:
+    if not can_capture(network.attentions):
         return None
-    return cuda_capture()
+    (device,) = network.attentions
+    return CudaCapture(device)
 
 
-def cuda_capture() -> Capture:
-    """Capture with CUDA; all graphs share one pool of memory, since only one runs at a time."""
-    pool = torch.cuda.graph_pool_handle()
+def can_capture(attentions: Mapping[torch.device, Attention]) -> bool:
+    """Whether decoding with them can be captured."""
+    (first, *others) = attentions.items()
+    device, attention = first
+    return device.type == "cuda" and not others and attention.capturable
 
-    def capture(run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+
+class CudaCapture:
+    """Capture with CUDA.
+
+    All graphs share one pool of memory, since only one runs at a time, and one stream: a library's
+    workspace belongs to a stream, and cuBLAS's takes 32 MiB on Hopper.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """Take a stream and a pool on ``device``."""
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def renew_pool(self) -> None:
+        """Let the pool go, when all its graphs have gone; the next ones get another."""
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """A callable that repeats what ``run`` does on the device, into the same tensor."""
         # Once outside of the graph, so that libraries and Triton can set themselves up.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             run()
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with garbage_collector_off(), torch.cuda.graph(graph, self._pool, self._stream):
             output = run()
 
         def replay() -> torch.Tensor:
@@ -42,4 +60,18 @@ def cuda_capture() -> Capture:
 
         return replay
 
-    return capture
+
+@contextmanager
+def garbage_collector_off() -> Iterator[None]:
+    """No collection within.
+
+    What one frees may belong to CUDA, such as an event or a graph, and to free that while a stream
+    is captured spoils the capture.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

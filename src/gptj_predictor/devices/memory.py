@@ -9,6 +9,13 @@ import torch
 #: Pages that belong to nobody: the null page, which padding writes to.
 _UNUSABLE_PAGES = 1
 
+#: Rows without top-k that are drawn for at once (``SORTED_ROWS`` of ``sampling.draws``), and tokens
+#: of a prompt that are scored at once (``engine.step_logprobs``).
+DRAWN_ROWS = 64
+SCORED_ROWS = 128
+#: Bytes per logit of a draw.
+_DRAW_BYTES = 53
+
 
 def kv_cache_pages(
     available: Mapping[torch.device, int],
@@ -43,13 +50,34 @@ def kv_cache_pages(
     return pages
 
 
+def gpu_cache_bytes(free: int, taken: int, share: float) -> int:
+    """What the KV cache gets of a GPU's memory.
+
+    Args:
+        free: Bytes that are free beside the weights.
+        taken: Bytes that the largest step and the graphs take of them.
+        share: Of what is left; the rest is for what other steps split memory into.
+    """
+    return int(max(0, free - taken) * share)
+
+
 def activation_bytes(
-    *, tokens: int, logit_rows: int, hidden: int, inner: int, vocabulary: int, value_bytes: int
+    *,
+    tokens: int,
+    logit_rows: int,
+    hidden: int,
+    inner: int,
+    vocabulary: int,
+    value_bytes: int,
+    gathered_tokens: int = 0,
 ) -> int:
-    """Memory that a step takes at most, beside weights and KV cache.
+    """Memory that a step takes at most, beside weights and KV cache; tensors rounded up.
 
     Per token: both sides of a layer's two products, the norm and attention's copies. Per row of
-    logits: these, their fp32 copy, and as much again for sampling, twice. Rounded up by a half.
+    logits: these, and in fp32 themselves, the copy that log-probabilities are made of and the
+    graphs' result or the counts for penalties. Rows are drawn for, and prompts scored, a few at a
+    time. Measured with torch's profiler on a CPU: 4 bytes per logit for the counts, up to 41 for a
+    draw, to which a GPU's sort adds a copy of keys and indices.
 
     Args:
         tokens: Tokens of the step.
@@ -58,7 +86,11 @@ def activation_bytes(
         inner: The MLP's hidden size.
         vocabulary: Number of tokens that exist.
         value_bytes: Bytes of one activation.
+        gathered_tokens: Tokens whose keys and values are copied together.
     """
     per_token = (8 * hidden + 2 * inner) * value_bytes
-    per_row = vocabulary * (value_bytes + 4 * torch.float32.itemsize)
-    return (tokens * per_token + logit_rows * per_row) * 3 // 2
+    per_logit = value_bytes + 3 * torch.float32.itemsize
+    drawn = logit_rows * per_logit + min(logit_rows, DRAWN_ROWS) * _DRAW_BYTES
+    scored = SCORED_ROWS * (per_logit - torch.float32.itemsize)
+    activations = tokens * per_token * 3 // 2 + max(drawn, scored) * vocabulary * 5 // 4
+    return activations + gathered_tokens * 2 * hidden * value_bytes

@@ -15,6 +15,7 @@ import torch
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.engine.faults import DeviceFaultError, Fault, classify
 from gptj_predictor.engine.graphs import Capture
+from gptj_predictor.engine.rehearsal import largest_step, warm_up
 from gptj_predictor.engine.request import Event
 from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
 from gptj_predictor.engine.scheduler import Scheduler, SequenceEvent
@@ -40,6 +41,8 @@ class EngineConfig:
     #: Whether a step is launched before the last one's tokens are read; on GPUs if ``None``. On a
     #: CPU, where a launch is the whole computation, that would only make every token late.
     overlap: bool | None = None
+    #: Whether prompts for nobody are run before the first real one; on GPUs if ``None``.
+    warm_up: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class EngineInfo:
     step_weight_bytes: int  # read by a decode step: all weights but an embedding of its own
     devices: tuple[torch.device, ...]  # that hold the network, in the order of use
     attention: dict[torch.device, str]  # each device's attention by name
+    captures: bool  # whether decoding is replayed from graphs
     precision: str  # of weights and KV cache: torch's name of the dtype
     quantization: str  # of the weights of products: none or int8
 
@@ -90,7 +94,9 @@ class EngineCore:
         )
         self._capture = capture
         on_gpu = self._runner.device.type == "cuda"
+        self._on_cuda = any(device.type == "cuda" for device in network.placement.devices)
         self._overlap = on_gpu if config.overlap is None else config.overlap
+        self._warms_up = on_gpu if config.warm_up is None else config.warm_up
         self._launched: LaunchedStep | None = None
         self._num_steps = 0
         self._meter = Meter(model.n_positions)
@@ -104,6 +110,7 @@ class EngineCore:
             step_weight_bytes=network.weight_bytes - unread,
             devices=network.placement.devices,
             attention={device: a.name for device, a in network.attentions.items()},
+            captures=capture is not None,
             precision=dtype_name(network.dtype),
             quantization=network.quantization,
         )
@@ -139,11 +146,48 @@ class EngineCore:
 
     def prepare(self) -> None:
         """Get ready to step in the calling thread; the first time, capture the graphs."""
-        if self._runner.device.type == "cuda":  # graphs and events want the thread's own device
-            torch.cuda.set_device(self._runner.device)
+        self._use_device()
         if self._capture is not None:
             self._runner.capture_graphs(self._capture)
             self._capture = None
+
+    def warm_up(self) -> None:
+        """Run prompts for nobody, where that saves the first real ones time. See ``rehearsal``.
+
+        Raises:
+            RuntimeError: the device could not compute them.
+        """
+        self._use_device()
+        if self._warms_up:
+            config = self._info.config
+            warm_up(
+                self._runner,
+                max_prefill_tokens=config.max_prefill_tokens,
+                page_size=config.page_size,
+                max_context=self._info.max_context,
+            )
+            self._warms_up = False
+
+    def rehearse(self) -> None:
+        """Capture the graphs and run a step that takes as much memory as any.
+
+        Raises:
+            RuntimeError: the device could not (out of memory included).
+        """
+        self.prepare()
+        config = self._info.config
+        self._runner.launch(
+            largest_step(
+                max_batch_size=config.max_batch_size,
+                max_prefill_tokens=config.max_prefill_tokens,
+                page_size=config.page_size,
+                max_context=self._info.max_context,
+            )
+        ).wait()
+
+    def _use_device(self) -> None:
+        if self._runner.device.type == "cuda":  # graphs and events want the thread's own device
+            torch.cuda.set_device(self._runner.device)
 
     def check(self, prompt_ids: Seq[int], params: SamplingParams) -> None:
         """Refuse what could never run.
@@ -234,7 +278,7 @@ class EngineCore:
         try:
             yield
         except Exception as error:
-            fault = classify(error)
+            fault = classify(error, on_cuda=self._on_cuda)
             if fault is Fault.DEVICE:
                 raise DeviceFaultError(str(error).partition("\n")[0]) from error
             logger.error("a step of %d sequences failed", len(chunks), exc_info=error)

@@ -79,14 +79,23 @@ class Engine:
     def start(self) -> None:
         """Start the thread, the first time after capturing the graphs, if there will be any.
 
+        It returns when the thread has warmed up: libraries keep handles for each thread.
+
         On a CPU, load the network in a thread that ends, and compute in no other meanwhile: OpenMP
         gives every computing thread workers of its own, and when there are more of them than CPUs
         they sleep between products instead of spinning (measured: steps a quarter slower).
+
+        Raises:
+            EngineDeadError: the thread could not warm up.
         """
         self._core.prepare()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stopping, self._cause = False, None
+        warm = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=[warm], name="engine", daemon=True)
         self._thread.start()
+        warm.wait()
+        if self._cause is not None:
+            raise EngineDeadError(f"the engine died while it warmed up: {self._cause}")
 
     def stop(self, timeout: float | None = None) -> None:
         """End the thread after its current step; sequences that still run are cancelled.
@@ -144,9 +153,10 @@ class Engine:
             self._mailbox.put(partial(self._add, sequence, sink))
         return Handle(sequence, lambda why: self._mailbox.put(partial(self._end, sequence, why)))
 
-    def _run(self) -> None:
+    def _run(self, warm: threading.Event) -> None:
         try:
-            self._core.prepare()
+            self._core.warm_up()
+            warm.set()
             while not self._stopping:
                 self._read_mailbox(wait=not self._core.has_work)
                 if self._core.has_work:
@@ -159,6 +169,8 @@ class Engine:
             logger.exception("the engine died")
             self._end_all(_failed(Failure.ENGINE, "the engine died"))
             raise
+        finally:
+            warm.set()
 
     def _read_mailbox(self, *, wait: bool) -> None:
         """Do what every letter says; with ``wait`` for at least one."""

@@ -18,7 +18,8 @@ from gptj_predictor.engine.sequence import ScheduledChunk, StepResults
 from gptj_predictor.engine.step_logprobs import RawLogits, StepLogprobs, score_prompts
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.prefill_plan import PrefillChunk
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.sampling.rows import RowTable
 from gptj_predictor.sampling.sampler import Sampler
 
@@ -139,7 +140,7 @@ class ModelRunner:
         if self.device.type != "cuda":
             # The next step may use the tokens' memory.
             return LaunchedStep(chunks, tokens.clone(), logprobs, prompt_logprobs, None)
-        done = torch.cuda.Event()
+        done = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps; the next step runs
         tokens = tokens.to("cpu", non_blocking=True)
         logprobs = logprobs and logprobs.to_host()
         prompt_logprobs = prompt_logprobs and prompt_logprobs.to_host()

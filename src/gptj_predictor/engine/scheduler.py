@@ -5,7 +5,8 @@ The rule, in the order of admission:
 * Every sequence that decodes gets its next token.
 * Prompts share the step's prefill budget. Each may take half of what is left while others want some
   too; what nobody takes goes to the oldest. So a long prompt stops neither those that decode nor
-  those behind it, and the oldest always gets at least half.
+  those behind it, and the oldest always gets at least half. Small parts of a prompt are avoided
+  (``prefill_share``).
 * The next waiting sequence (see ``WaitingQueue``) starts when there is a place in the batch and
   pages for its tokens. None overtakes it, with one exception: while a running sequence computes
   the same prompt, it waits to share the pages, and lets others pass.
@@ -25,6 +26,7 @@ from itertools import islice
 from operator import attrgetter
 
 from gptj_predictor.engine.page_allocator import PageAllocator, PageTable
+from gptj_predictor.engine.prefill_share import further_tokens, min_chunk_tokens
 from gptj_predictor.engine.prefix_cache import ROOT, PrefixCache
 from gptj_predictor.engine.request import (
     Event,
@@ -67,6 +69,7 @@ class Scheduler:
         #: Tokens of all sequences that joined the batch, and how many the prefix cache had.
         self.num_prefix_query_tokens = self.num_prefix_hit_tokens = 0
         self._max_prefill_tokens = max_prefill_tokens
+        self._min_chunk_tokens = min_chunk_tokens(max_prefill_tokens)
         self._max_pages = self.allocator.pages_for(max_context)
         self._eos_token_ids = eos_token_ids
         self._batch_indices = list(reversed(range(max_batch_size)))
@@ -248,7 +251,7 @@ class Scheduler:
             budget -= self._take_chunk(sequence, budget, counts, others=others)
         prefills = bool(prefilling)
         for sequence in self._candidates():
-            if not budget or not self._batch_indices:
+            if not self._batch_indices or budget < min(sequence.num_tokens, self._min_chunk_tokens):
                 break
             # Nothing beside one that is to run alone, which waits until nothing else prefills.
             if prefills and (sequence.runs_alone or prefilling[0].runs_alone):
@@ -274,8 +277,8 @@ class Scheduler:
     ) -> int:
         """Give a sequence (more) prefill tokens and return how many."""
         taken = counts.get(sequence, 0)
-        share = max(1, budget // 2) if others else budget
-        more = min(sequence.num_pending_tokens - taken, share)
+        pending = sequence.num_pending_tokens - taken
+        more = further_tokens(pending, taken, budget, self._min_chunk_tokens, others=others)
         if more:
             counts[sequence] = taken + more
             # Others can read the pages that this step fills in this very step: a layer writes all

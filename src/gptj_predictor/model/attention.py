@@ -57,9 +57,10 @@ class Attention(ABC):
 def rotary_table(positions: int, rotary_dim: int, device: torch.device) -> torch.Tensor:
     """The rotation of every position, as unit complex numbers ``[positions, rotary_dim / 2]``.
 
-    Frequencies ``10000 ** (-2 i / rotary_dim)``: Su et al., RoFormer (2021), section 3.2.2.
+    Frequencies ``10000 ** (-2 i / rotary_dim)``: Su et al., RoFormer (2021), section 3.2.2. It is
+    made on the CPU, so that every device has the same numbers and a GPU compiles nothing for it.
     """
-    exponents = torch.arange(0, rotary_dim, 2, device=device, dtype=torch.int64) / rotary_dim
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.int64) / rotary_dim
     frequencies = 1.0 / (10000**exponents)
-    angles = torch.outer(torch.arange(positions, device=device, dtype=torch.float32), frequencies)
-    return torch.complex(angles.cos(), angles.sin())
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return torch.complex(angles.cos(), angles.sin()).to(device)

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from gptj_predictor.model.kv_cache import Extent
-
-
-@dataclass(frozen=True)
-class PrefillChunk:
-    """Neighboring tokens of one prompt that a step takes in.
-
-    Attributes:
-        tokens: How many.
-        context: Where the sequence's tokens before them lie.
-    """
-
-    tokens: int
-    context: list[Extent]
+from gptj_predictor.model.prefill_plan import PrefillChunk, PrefillLaunch, plan_prefills
 
 
 @dataclass(frozen=True)
@@ -52,6 +41,11 @@ class StepInputs:
     def num_decodes(self) -> int:
         """How many sequences decode."""
         return self.context_lengths.shape[0]
+
+    @cached_property
+    def prefill_launches(self) -> list[PrefillLaunch]:
+        """The chunks, cut into launches of a variable-length kernel. All layers share them."""
+        return plan_prefills(self.chunks, self.slot_mapping[self.num_decodes :])
 
     def to(self, device: torch.device) -> StepInputs:
         """The same step with its tensors on another device."""

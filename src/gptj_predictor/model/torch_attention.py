@@ -12,6 +12,7 @@ from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.kv_cache import Extent, LayerCache
 from gptj_predictor.model.layer import GPTJLayer
 from gptj_predictor.model.step_inputs import StepInputs
+from gptj_predictor.model.varlen_attention import VarlenPrefill
 
 #: With more pieces than this it is quicker to copy them together than to attend to each.
 _MAX_PIECES = 8
@@ -28,8 +29,14 @@ class TorchAttention(Attention):
     Gimelshein, Online normalizer calculation for softmax, 2018); a GPU copies it together.
     """
 
-    name = "torch SDPA over runs of pages"
     capturable = False
+
+    def __init__(self, prefill: VarlenPrefill | None = None) -> None:
+        """Attend for prompts with ``prefill``, or chunk by chunk."""
+        self.name = "torch SDPA over runs of pages"
+        if prefill is not None:
+            self.name += f", {prefill.name}"
+        self._attend_prefills = attend_prefills if prefill is None else prefill
 
     def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``[T, rotary_dim / 2]``, the positions' own."""
@@ -86,7 +93,7 @@ class TorchAttention(Attention):
         queries = qkv[:decodes, :1]
         for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
             place.copy_(_attend(query, _pieces(cache, context), causal=False)[0])
-        attend_prefills(qkv, cache, step, out)
+        self._attend_prefills(qkv, cache, step, out)
 
 
 @cache

@@ -16,6 +16,7 @@ from gptj_predictor.model.triton.decode_attention import (
 )
 from gptj_predictor.model.triton.norm import normalize_and_add
 from gptj_predictor.model.triton.rotary import rotate_store_activate
+from gptj_predictor.model.varlen_attention import VarlenPrefill
 
 
 class TritonAttention(Attention):
@@ -24,12 +25,17 @@ class TritonAttention(Attention):
     Prefill goes through torch.
     """
 
-    name = "Triton paged split-KV decode, torch SDPA prefill"
     capturable = True
 
-    def __init__(self, processors: int) -> None:
-        """Decoding spreads its work over ``processors`` multiprocessors."""
+    def __init__(self, processors: int, prefill: VarlenPrefill | None = None) -> None:
+        """Decoding spreads its work over ``processors`` multiprocessors.
+
+        Prompts are attended for with ``prefill``, or chunk by chunk.
+        """
+        name = "torch SDPA prefill" if prefill is None else prefill.name
+        self.name = f"Triton paged split-KV decode, {name}"
         self._processors = processors
+        self._attend_prefills = attend_prefills if prefill is None else prefill
         self._scratch: DecodeScratch | None = None
 
     def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -97,4 +103,4 @@ class TritonAttention(Attention):
                 splits_for(decodes, heads, self._processors),
                 self._scratch,
             )
-        attend_prefills(qkv, cache, step, out)
+        self._attend_prefills(qkv, cache, step, out)

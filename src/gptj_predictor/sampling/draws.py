@@ -15,8 +15,8 @@ from gptj_predictor.sampling.params import SamplingParams
 #: limit lets the number of candidates be known without waiting for the device.
 _TIES = 64
 
-#: Rows that are searched for the typical at once: it takes some 40 bytes per row and token.
-_SORTED_ROWS = 64
+#: Rows without top-k that are drawn for at once: sorting all tokens takes up to 45 bytes each.
+SORTED_ROWS = 64
 
 # SplitMix64: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (2014),
 # figure 16. The constants are written as the signed numbers that int64 tensors hold.
@@ -76,10 +76,9 @@ def draw(
         min_p = upload([p.min_p for p in params], device, torch.float32)
         logits = drop_below_min_p(logits, min_p)
     typical = [i for i, p in enumerate(params) if p.typical_p < 1]
-    for start in range(0, len(typical), _SORTED_ROWS):
-        some = typical[start : start + _SORTED_ROWS]
-        typical_p = upload([params[i].typical_p for i in some], device, torch.float32)
-        rows = upload(some, device)
+    if typical:
+        typical_p = upload([params[i].typical_p for i in typical], device, torch.float32)
+        rows = upload(typical, device)
         logits[rows] = drop_untypical(logits[rows], typical_p)
     seeds = upload([p.seed for p in params], device)
     drawn = _invert(logits, uniform(seeds, positions))

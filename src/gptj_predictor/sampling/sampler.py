@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from gptj_predictor.common.upload import upload
-from gptj_predictor.sampling.draws import draw
+from gptj_predictor.sampling.draws import SORTED_ROWS, draw
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.processors import (
     add_bias,
@@ -64,9 +64,11 @@ class Sampler:
         drawing = [i for i, p in enumerate(params) if not p.greedy]
         for bounded in (True, False):
             group = [i for i in drawing if (0 < params[i].top_k < vocabulary) is bounded]
-            if group:
-                rows = upload(group, logits.device)
+            size = len(group) if bounded else SORTED_ROWS  # few candidates take little memory
+            for start in range(0, len(group), size or 1):
+                some = group[start : start + size]
+                rows = upload(some, logits.device)
                 chosen[rows] = draw(
-                    logits[rows], [params[i] for i in group], places[1, rows], bounded=bounded
+                    logits[rows], [params[i] for i in some], places[1, rows], bounded=bounded
                 )
         return chosen.where(finite, -1)

@@ -154,6 +154,11 @@ class ServerSettings(BaseModel):
         True, description="Keep and share the KV cache of prompts that begin alike."
     )
     cuda_graphs: bool = Field(True, description="Replay decoding from CUDA graphs on a GPU.")
+    allow_slow_attention: bool = Field(
+        False,
+        description="Serve on a GPU of compute capability 8.0 or more although the Triton kernels "
+        "cannot be used there; older ones are served in any case.",
+    )
     max_queued_requests: int = Field(
         512,
         ge=1,

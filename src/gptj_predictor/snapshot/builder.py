@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 from collections import defaultdict
+from collections.abc import Mapping
 
 import torch
 
@@ -15,7 +13,7 @@ from gptj_predictor.model.int8_packing import Int8Packer
 from gptj_predictor.model.linear import can_multiply_int8, can_pack, pack
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.quantization import WeightQuantization, quantize, scales_of
-from gptj_predictor.model.torch_attention import TorchAttention, causal_bias
+from gptj_predictor.model.torch_attention import TorchAttention
 from gptj_predictor.snapshot.layout import NetworkLayout, is_multiplied, scale_of
 
 
@@ -136,8 +134,11 @@ class NetworkBuilder:
         if not self._absent[name]:
             self.put(name, self._partial.pop(name))
 
-    def finish(self) -> GPTJNetwork:
+    def finish(self, attentions: Mapping[torch.device, Attention] | None = None) -> GPTJNetwork:
         """The network.
+
+        Args:
+            attentions: How each device attends; by default with torch's own kernels.
 
         Raises:
             ValueError: parameters are missing; it names the first.
@@ -146,29 +147,8 @@ class NetworkBuilder:
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"the network has no {missing[0]}{more} yet")
-        head_size = self._config.n_embd // self._config.n_head
-        attentions = {
-            device: select_attention(device, head_size, self.dtype)
-            for device in self.placement.devices
-        }
-        return GPTJNetwork(self._config, self.dtype, self.placement, self._weights, attentions)
-
-
-def select_attention(device: torch.device, head_size: int, dtype: torch.dtype) -> Attention:
-    """The quickest attention that a device can run."""
-    if device.type == "cuda":
-        causal_bias()  # its import shall not keep the first request waiting
-    if device.type == "cuda" and _triton_can_build():
-        from gptj_predictor.model.triton.decode_attention import supports
-        from gptj_predictor.model.triton_attention import TritonAttention
-
-        if supports(head_size, dtype):
-            properties = torch.cuda.get_device_properties(device)
-            return TritonAttention(properties.multi_processor_count)
-    return TorchAttention()
-
-
-def _triton_can_build() -> bool:
-    """Triton compiles a launcher on first use, with the C compiler that it finds."""
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    return importlib.util.find_spec("triton") is not None and any(map(shutil.which, compilers))
+        if attentions is None:
+            attentions = {device: TorchAttention() for device in self.placement.devices}
+        return GPTJNetwork(
+            self._config, self.dtype, self.placement, self._weights, dict(attentions)
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.phases import Phase, Phases
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.quantization import WeightQuantization
@@ -78,6 +80,7 @@ def load_network(
     dtype: torch.dtype,
     placement: Placement,
     *,
+    attentions: Mapping[torch.device, Attention] | None = None,
     quantization: WeightQuantization = "none",
     check_digests: bool = True,
     phases: Phases | None = None,
@@ -91,6 +94,7 @@ def load_network(
         folder: What to load.
         dtype: Of the network.
         placement: Which device gets which part.
+        attentions: See :meth:`NetworkBuilder.finish`.
         quantization: How the network holds its weights.
         check_digests: Compare every block with the manifest, if there is one.
         phases: Gets what reading took, and what bringing the values to their places took.
@@ -115,7 +119,7 @@ def load_network(
                 placing = _load_safetensors(folder, builder, manifest)
     except SnapshotError as error:
         raise with_repair(error, folder.path) from error
-    network = builder.finish()
+    network = builder.finish(attentions)
     if phases is not None:
         phases.add(Phase.WEIGHTS_TO_DEVICE, placing)
         phases.add(Phase.WEIGHTS_READ, time.perf_counter() - started - placing)

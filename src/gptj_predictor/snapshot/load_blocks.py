@@ -3,8 +3,8 @@
 Several readers take blocks of the files in turn, as one alone gets a third of what a disk or a
 network volume gives. A block is read where it belongs, or by way of a small buffer if it has to be
 cast, spread over the rows of a fused weight or sent to a GPU; its digest is taken while it is still
-in the processor's cache. A weight is quantized or packed as soon as it is whole, while the next
-ones are read.
+in the processor's cache. A GPU fetches one block while the next one is read. A weight is quantized
+or packed as soon as it is whole, while the next ones are read.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES, block_digest, read_into
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
+from gptj_predictor.snapshot.host_buffers import HostBuffers, make_host_buffers
 from gptj_predictor.snapshot.load_plan import Block, BlockGroup
 
 #: Threads that read. Beyond 8 a local disk gave nothing more (``benchmarks/weight_loading.py``).
@@ -77,7 +78,7 @@ class BlockLoader:
         self._builder = builder
         self._descriptors = descriptors
         self._own = threading.local()
-        self._pinned = any(device.type == "cuda" for device in builder.placement.devices)
+        self._gpus = [device for device in builder.placement.devices if device.type == "cuda"]
 
     def run(self, groups: Iterable[BlockGroup]) -> float:
         """Read all blocks and put every parameter that is whole.
@@ -95,7 +96,10 @@ class BlockLoader:
             READERS, "reader", initializer=torch.set_num_threads, initargs=(1,)
         )
         try:
-            return self._run(deque(groups), readers)
+            spent = self._run(deque(groups), readers)
+            for device in self._gpus:
+                torch.cuda.synchronize(device)  # what the readers sent is there, or was an error
+            return spent
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
             # Setting a thread's number set that of threads to come as well.
@@ -187,7 +191,7 @@ class BlockLoader:
             count = block.size // block.dtype.itemsize
             values = place.view(-1)[block.first : block.first + count]
         else:
-            values = self._buffer()[: block.size].view(block.dtype)
+            values = self._buffers().take()[: block.size].view(block.dtype)
         content = values.view(torch.uint8).numpy().data
         started = time.perf_counter()
         try:
@@ -201,15 +205,16 @@ class BlockLoader:
             )
         read = time.perf_counter()
         if place is not None and not straight:
-            put_values(place, block.first, values.to(place.device))
+            put_values(place, block.first, values.to(place.device, non_blocking=True))
+            self._buffers().sent(place.device)
         return _Times(read - started, time.perf_counter() - read)
 
-    def _buffer(self) -> torch.Tensor:
-        """This thread's own; page-locked if a GPU is to read from it."""
-        if not hasattr(self._own, "buffer"):
-            self._own.buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=self._pinned)
-        buffer: torch.Tensor = self._own.buffer
-        return buffer
+    def _buffers(self) -> HostBuffers:
+        """This thread's own."""
+        if not hasattr(self._own, "buffers"):
+            self._own.buffers = make_host_buffers(BLOCK_BYTES, pinned=bool(self._gpus))
+        buffers: HostBuffers = self._own.buffers
+        return buffers
 
 
 def put_values(place: torch.Tensor, first: int, values: torch.Tensor) -> None:
