@@ -9,6 +9,7 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.devices.attention import choose_attentions
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.config import parse_config
 
@@ -24,10 +25,16 @@ def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> 
     return model.eval().requires_grad_(False)
 
 
-def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNetwork:
+def make_network(
+    config: GPTJConfig,
+    model: Any,
+    device: torch.device,
+    quantization: WeightQuantization = "none",
+) -> GPTJNetwork:
     """Our network with the model's weights."""
     placement = Placement.on(device, config.n_layer)
-    builder = NetworkBuilder(parse_config(config.to_dict()), model.dtype, placement)
+    shape = parse_config(config.to_dict())
+    builder = NetworkBuilder(shape, model.dtype, placement, quantization)
     weights = model.state_dict()
     for name in builder.layout.places:
         builder.fill(name, weights[name])
@@ -35,7 +42,15 @@ def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNe
     return builder.finish(choose_attentions([device], head_size, model.dtype, allow_slow=False))
 
 
-def step_bytes_of(model: Any) -> int:
-    """Bytes of weights that a decode step reads: all but the embedding's."""
-    tensors = model.state_dict().items()
-    return sum(tensor.nbytes for name, tensor in tensors if name != "transformer.wte.weight")
+def step_bytes_of(model: Any, quantization: WeightQuantization = "none") -> int:
+    """Bytes of weights that a decode step reads: all but the embedding's.
+
+    In int8 each matrix has a scale in fp32 for each output.
+    """
+    total = 0
+    for name, tensor in model.state_dict().items():
+        if name == "transformer.wte.weight":
+            continue
+        is_int8 = quantization == "int8" and tensor.dim() == 2
+        total += tensor.numel() + 4 * len(tensor) if is_int8 else tensor.nbytes
+    return total
