@@ -173,8 +173,8 @@ def sizing_table() -> str:
         for quantization in get_args(WeightQuantization):
             weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
             free = int(gib * 2**30) - CONTEXT_BYTES - weights
-            room = gpu_cache_bytes(free, step, settings.kv_cache_share)
-            tokens = min(most, room // token_bytes)
+            left = gpu_cache_bytes(free, step, settings.kv_cache_share)
+            tokens = min(most, left // token_bytes)
             if tokens <= 0:
                 row += ["does not fit", "", ""]
                 continue

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
+from gptj_predictor.devices.attention import choose_attentions
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.snapshot.builder import NetworkBuilder
@@ -39,7 +40,9 @@ class RandomWeights:
             elif name.endswith("norm.weight"):
                 memory.fill_(1)
             builder.put(name, memory)
-        self.network: GPTJNetwork = builder.finish()
+        head_size = config.n_embd // config.n_head
+        attentions = choose_attentions([device], head_size, dtype, allow_slow=False)
+        self.network: GPTJNetwork = builder.finish(attentions)
         embedding = parameters["embedding.weight"].nbytes
         self.step_bytes = sum(memory.nbytes for memory in parameters.values()) - embedding
         self._tensors = {
