@@ -18,7 +18,7 @@ from gptj_predictor.snapshot import blocks
 from gptj_predictor.snapshot.blocks import TensorRange, block_ranges
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import StoredTensor
-from gptj_predictor.snapshot.layout import NetworkLayout, Place
+from gptj_predictor.snapshot.layout import NetworkLayout, Parameter, Place
 from gptj_predictor.snapshot.load_blocks import put_values
 from gptj_predictor.snapshot.load_plan import Block, BlockGroup, WeightFile, plan_load
 from gptj_predictor.snapshot.manifest import FileRecord, Manifest
@@ -75,7 +75,7 @@ def test_every_value_is_read_once_to_its_place() -> None:
     assert [block.first for block in planned] == [0] * len(planned)
     extents = sorted((block.begin, block.begin + block.size) for block in planned)
     assert extents == list(block_ranges(folder.files[0].size, HEADER, folder.files[0].tensors))[1:]
-    covered = sum(math.prod(shape) for shape, _ in folder.layout.parameters.values())
+    covered = sum(math.prod(parameter.shape) for parameter in folder.layout.parameters.values())
     no_bias = 2 * 3 * H  # of q, k and v in two layers
     assert sum(block.size for block in planned) == 2 * (covered - no_bias)
 
@@ -96,7 +96,7 @@ def test_rows_of_a_fused_weight() -> None:
         Place(name, 0, 2 * H, (H, H)),
         Place(name, 0, 3 * H, (INNER, H)),
     ]
-    assert layout_of().parameters[name] == ((3 * H + INNER, H), 1)
+    assert layout_of().parameters[name] == Parameter((3 * H + INNER, H), 1)
 
 
 def test_columns_of_a_fused_weight() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from functools import cache
+
 import torch
 from torch.nn import functional
+
+from gptj_predictor.model.int8_packing import Int8Packer
+from gptj_predictor.model.quantization import quantize_rows
 
 #: oneDNN chooses the blocks of a packed weight for an expected number of rows. Measured on an AMX
 #: Xeon with huge pages: packed for 1 row, bfloat16 is read 15 percent faster at 1 to 16 rows than
@@ -27,23 +33,102 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight, _EXPECTED_ROWS[weight.dtype])
 
 
-class Projection:
-    """``x W^T + b`` with a weight ``[outputs, inputs]``, plain or packed, and a bias."""
+@cache
+def can_multiply_int8() -> bool:
+    """Whether the CPU multiplies int8 weights fast, and right.
+
+    oneDNN takes processors without VNNI as well (``avx512_vnni``, which AMX comes with). There it
+    adds two products in 16 bits, which overflows (its developer guide, "Nuances of int8
+    computations"). So a product of the largest values has to come out exactly.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.cpu.get_capabilities().get("avx512_vnni"):
+        return False
+    weight = torch.full((64, 64), 127, dtype=torch.int8)
+    values = torch.full((1, 64), 127, dtype=torch.int8)
+    ones = torch.ones(64)
+    product = _multiply_packed(values, Int8Packer().pack(weight), ones, ones.int().zero_())
+    return bool((product == 64 * 127 * 127).all())
+
+
+class Projection(ABC):
+    """``x W^T + b`` with a weight ``[outputs, inputs]`` and a bias ``[outputs]``."""
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``[T, inputs]`` to ``[T, outputs]``."""
+
+    @abstractmethod
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``residual + x W^T + b``; may use ``residual``'s memory for the result."""
+
+
+class FloatProjection(Projection):
+    """With a weight in the dtype of the activations, plain or packed."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         self._weight, self._bias = weight, bias
         self._packed = weight.is_mkldnn
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, inputs]`` to ``[T, outputs]``."""
+        """See :meth:`Projection.__call__`."""
         if self._packed:
             return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
         return functional.linear(x, self._weight, self._bias)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual + x W^T + b``; may use ``residual``'s memory for the result."""
+        """See :meth:`Projection.add_to`."""
         if self._packed:
             return torch.ops.mkldnn._linear_pointwise.binary(
                 x, residual, self._weight, self._bias, "add"
             )
         return residual.add_(self._bias).addmm_(x, self._weight.t())
+
+
+class Int8Projection(Projection):
+    """With int8 weights, and activations that are rounded to int8 row by row.
+
+    Packed weights are multiplied by oneDNN, in integers. Others are converted to fp32 each time:
+    right on every device, and slow.
+    """
+
+    def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> None:
+        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
+        self._weight, self._scales, self._bias = weight, scales, bias.float()
+        self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Projection.__call__`."""
+        values, scales = quantize_rows(x)
+        return torch.addcmul(self._bias, self._multiply(values), scales).to(x.dtype)
+
+    def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """See :meth:`Projection.add_to`."""
+        values, scales = quantize_rows(x)
+        return residual.copy_(self._multiply(values).mul_(scales).add_(self._bias).add_(residual))
+
+    def _multiply(self, values: torch.Tensor) -> torch.Tensor:
+        """fp32 ``[T, outputs]``: a product of integers times the outputs' scales."""
+        if self._weight.is_mkldnn:
+            return _multiply_packed(values, self._weight, self._scales, self._zero_points)
+        return functional.linear(values.float(), self._weight.float()).mul_(self._scales)
+
+
+def _multiply_packed(
+    values: torch.Tensor, weight: torch.Tensor, scales: torch.Tensor, zero_points: torch.Tensor
+) -> torch.Tensor:
+    # The instructions multiply unsigned values by signed ones: 0 to 255 stand for -128 to 127.
+    shifted = values.view(torch.uint8).bitwise_xor(128)
+    return torch.ops.onednn.qlinear_pointwise(
+        shifted, 1.0, 128, weight, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+
+
+def make_projection(
+    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
+) -> Projection:
+    """The projection for a weight, which has scales if it is int8."""
+    if scales is None:
+        return FloatProjection(weight, bias)
+    return Int8Projection(weight, scales, bias)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
-from gptj_predictor.model.linear import Projection
+from gptj_predictor.model.linear import make_projection
 from gptj_predictor.model.step_inputs import StepInputs
 
 #: By name, each filled and on its device.
@@ -37,8 +37,10 @@ class GPTJLayer:
         self._hidden, self._heads = config.n_embd, config.n_head
         self._activate = _activation(config.activation_function)
         self._norm = _norm(config, weights, f"{name}.norm")
-        self._project_in = Projection(*_weight_and_bias(weights, f"{name}.project_in"))
-        self._project_out = Projection(*_weight_and_bias(weights, f"{name}.project_out"))
+        self._project_in, self._project_out = (
+            make_projection(*_weight_and_bias(weights, product), weights.get(f"{product}.scale"))
+            for product in (f"{name}.project_in", f"{name}.project_out")
+        )
 
     def __call__(
         self,
@@ -85,10 +87,11 @@ class GPTJNetwork:
 
     Attributes:
         config: What it was made from.
-        dtype: Of weights, activations and KV cache.
+        dtype: Of activations, KV cache and weights that are not int8.
         placement: Where its parts are.
         weights: All weights by name, such as ``layers.0.project_in.bias``. Matrices are ``[outputs,
-            inputs]``, plain or packed.
+            inputs]``, plain or packed; those that are int8 have fp32 ``layers.0.project_in.scale``
+            beside them.
         attentions: How each device attends.
         weight_bytes: Bytes of all weights.
     """
@@ -103,12 +106,12 @@ class GPTJNetwork:
     ) -> None:
         self.config, self.dtype, self.placement = config, dtype, placement
         self.weights, self.attentions = weights, attentions
-        self.weight_bytes = sum(weight.numel() for weight in weights.values()) * dtype.itemsize
+        self.weight_bytes = sum(w.numel() * w.dtype.itemsize for w in weights.values())
         self._embedding = weights["embedding.weight"]
         self._layers = [GPTJLayer(config, weights, f"layers.{i}") for i in range(config.n_layer)]
         self._norm = _norm(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = Projection(head, weights["head.bias"])
+        self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
 

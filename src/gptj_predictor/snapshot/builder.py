@@ -11,10 +11,12 @@ import torch
 
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.linear import can_pack, pack
+from gptj_predictor.model.int8_packing import Int8Packer
+from gptj_predictor.model.linear import can_multiply_int8, can_pack, pack
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization, quantize, scales_of
 from gptj_predictor.model.torch_attention import TorchAttention, causal_bias
-from gptj_predictor.snapshot.layout import NetworkLayout
+from gptj_predictor.snapshot.layout import NetworkLayout, is_multiplied, scale_of
 
 
 class NetworkBuilder:
@@ -22,26 +24,43 @@ class NetworkBuilder:
 
     Attributes:
         layout: The parameters that it wants, and where a checkpoint's tensors lie in them.
-        dtype: Of the weights.
-        placement: Where they go.
+        dtype: Of the network.
+        placement: Where its parameters go.
     """
 
-    def __init__(self, config: NetworkConfig, dtype: torch.dtype, placement: Placement) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        dtype: torch.dtype,
+        placement: Placement,
+        quantization: WeightQuantization = "none",
+        *,
+        stored: WeightQuantization = "none",
+    ) -> None:
         """Allocate nothing yet.
+
+        Args:
+            config: The network's shape.
+            dtype: The network's; int8 weights are made from values in it.
+            placement: Which device gets which part.
+            quantization: How the network holds its weights.
+            stored: How the checkpoint does.
 
         Raises:
             ValueError: ``placement`` has more or fewer layers than ``config``, or parts the head
-                from the embedding though they share a weight.
+                from the embedding though they share a weight; or the checkpoint is quantized and
+                the network is not to be.
         """
         if len(placement.layers) != config.n_layer:
             raise ValueError(f"{len(placement.layers)} layers are placed, not {config.n_layer}")
         if config.tie_word_embeddings and placement.embedding != placement.head:
             raise ValueError("a head that shares the embedding's weight lies where that lies")
-        self.layout = NetworkLayout(config)
+        self.layout = NetworkLayout(config, quantization, stored=stored)
         self.dtype, self.placement = dtype, placement
         self._config = config
         self._weights: dict[str, torch.Tensor] = {}
         self._partial: dict[str, torch.Tensor] = {}
+        self._int8_packer = Int8Packer()
         self._absent: dict[str, set[str]] = defaultdict(set)
         for tensor, place in self.layout.places.items():
             self._absent[place.parameter].add(tensor)
@@ -53,29 +72,54 @@ class NetworkBuilder:
             return self.placement.layers[part]
         return self.placement.embedding if part == "embedding" else self.placement.head
 
+    def copies(self, parameter: str) -> bool:
+        """Whether :meth:`put` copies a parameter: to quantize it or to pack it."""
+        return self._quantizes(parameter) or self.packs(parameter)
+
     def packs(self, parameter: str) -> bool:
-        """Whether :meth:`put` copies a parameter to a packed layout: a product's weight on a CPU.
+        """Whether a parameter gets a packed layout: a product's weight on a CPU.
 
         The embedding is looked up and not multiplied; a tied head reads it as it is.
         """
-        multiplied = parameter.endswith(("project_in.weight", "project_out.weight", "head.weight"))
-        return multiplied and can_pack(self.device_of(parameter), self.dtype)
+        if not is_multiplied(parameter):
+            return False
+        device = self.device_of(parameter)
+        if self.layout.parameters[parameter].dtype is torch.int8:
+            return device.type == "cpu" and can_multiply_int8()
+        return can_pack(device, self.dtype)
+
+    def _quantizes(self, parameter: str) -> bool:
+        is_int8 = self.layout.parameters[parameter].dtype is torch.int8
+        return is_int8 and self.layout.stored == "none"
 
     def allocate(self, parameter: str) -> torch.Tensor:
-        """Memory for a parameter, on its device and unfilled.
+        """Memory for a parameter as it is read, on its device and unfilled.
 
         Vectors are zero instead: q, k and v have no bias in a checkpoint.
         """
         shape = self.layout.parameters[parameter].shape
         make = torch.zeros if len(shape) == 1 else torch.empty
-        return make(shape, dtype=self.dtype, device=self.device_of(parameter))
+        dtype = self.dtype_read(parameter)
+        return make(shape, dtype=dtype, device=self.device_of(parameter))
+
+    def dtype_read(self, parameter: str) -> torch.dtype:
+        """The dtype that :meth:`put` wants a parameter in."""
+        own = None if self._quantizes(parameter) else self.layout.parameters[parameter].dtype
+        return own or self.dtype
 
     def put(self, parameter: str, memory: torch.Tensor) -> None:
         """Take a parameter whose values are all there.
 
-        If it :meth:`packs`, ``memory`` is the caller's again afterwards; else the network keeps it.
+        If it :meth:`copies`, ``memory`` is the caller's again afterwards; else the network keeps
+        it.
         """
-        self._weights[parameter] = pack(memory) if self.packs(parameter) else memory
+        if self._quantizes(parameter):
+            scales = self._weights[scale_of(parameter)] = scales_of(memory)
+            memory = quantize(memory, scales)
+        if self.packs(parameter):
+            is_int8 = memory.dtype is torch.int8
+            memory = self._int8_packer.pack(memory) if is_int8 else pack(memory)
+        self._weights[parameter] = memory
 
     def fill(self, tensor: str, values: torch.Tensor) -> None:
         """Copy a checkpoint's tensor to its place, and :meth:`put` its parameter if that is whole.

@@ -9,16 +9,27 @@ from typing import Literal, NamedTuple
 import torch
 
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.quantization import WeightQuantization
 
 #: What gets a device of its own: the embedding, a layer (its index), the head with the last norm.
 Part = int | Literal["embedding", "head"]
 
+#: What follows the name of a checkpoint's int8 weight in that of its scales.
+SCALE_SUFFIX = "_scale"
+
 
 class Parameter(NamedTuple):
-    """One tensor of the network: its shape, and the part of the network that it belongs to."""
+    """One tensor of the network.
+
+    Attributes:
+        shape: Of the tensor.
+        part: The part of the network that it belongs to.
+        dtype: Of its values; ``None`` for the network's own.
+    """
 
     shape: tuple[int, ...]
     part: Part
+    dtype: torch.dtype | None = None
 
 
 class Place(NamedTuple):
@@ -45,12 +56,32 @@ class NetworkLayout:
     A layer's six projections are fused into two, see :class:`GPTJLayer`. Of those that make up
     ``project_in`` only fc_in has a bias, of those that make up ``project_out`` only fc_out.
 
+    Weights that are multiplied with can be int8. Each has a parameter with its scales then, such as
+    ``layers.0.project_in.scale``. The embedding, which is looked up, is never int8, and neither is
+    a tied head.
+
     Attributes:
         parameters: By the network's own names. A tied head has a bias and no weight.
         places: By the checkpoint's names.
+        quantization: Of the network.
+        stored: Of the checkpoint.
     """
 
-    def __init__(self, config: NetworkConfig) -> None:
+    def __init__(
+        self,
+        config: NetworkConfig,
+        quantization: WeightQuantization = "none",
+        *,
+        stored: WeightQuantization = "none",
+    ) -> None:
+        """Lay out a network, from a checkpoint that is quantized as well or not.
+
+        Raises:
+            ValueError: the checkpoint is quantized and the network not.
+        """
+        if quantization == "none" != stored:
+            raise ValueError(f"a checkpoint in {stored} cannot become a network that is not")
+        self.quantization, self.stored = quantization, stored
         self.parameters: dict[str, Parameter] = {}
         self.places: dict[str, Place] = {}
         hidden, vocabulary = config.n_embd, config.vocab_size
@@ -90,14 +121,36 @@ class NetworkLayout:
 
         ``other`` is the size of its other dimension, if it has one.
         """
+        is_int8 = self.quantization == "int8" and is_multiplied(name)
+        scale = scale_of(name)
         for tensor, length in pieces.items():
             self.places[tensor] = Place(name, dim, start, (*other[:dim], length, *other[dim:]))
+            if is_int8 and self.stored == "int8":
+                # Pieces side by side in one row have the same scales.
+                rows = (start, length) if dim == 0 else (0, *other)
+                self.places[f"{tensor}{SCALE_SUFFIX}"] = Place(scale, 0, rows[0], rows[1:])
             start += length
-        self.parameters[name] = Parameter((*other[:dim], start, *other[dim:]), part)
+        shape = (*other[:dim], start, *other[dim:])
+        self.parameters[name] = Parameter(shape, part, torch.int8 if is_int8 else None)
+        if is_int8:
+            self.parameters[scale] = Parameter(shape[:1], part, torch.float32)
 
     def part_bytes(self, dtype: torch.dtype) -> list[int]:
-        """Bytes of the embedding's parameters, of each layer's and of the head's, in this order."""
+        """Bytes of the embedding's parameters, of each layer's and of the head's, in this order.
+
+        ``dtype`` is the network's.
+        """
         sizes: dict[Part, int] = {}
-        for shape, part in self.parameters.values():
-            sizes[part] = sizes.get(part, 0) + math.prod(shape) * dtype.itemsize
+        for shape, part, own in self.parameters.values():
+            sizes[part] = sizes.get(part, 0) + math.prod(shape) * (own or dtype).itemsize
         return list(sizes.values())
+
+
+def is_multiplied(parameter: str) -> bool:
+    """Whether a parameter is a matrix of a product."""
+    return parameter.endswith(("project_in.weight", "project_out.weight", "head.weight"))
+
+
+def scale_of(parameter: str) -> str:
+    """The name of the scales of an int8 weight."""
+    return parameter.removesuffix("weight") + "scale"

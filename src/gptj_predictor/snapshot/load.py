@@ -13,6 +13,7 @@ from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.builder import NetworkBuilder
@@ -63,6 +64,7 @@ def load_network(
     dtype: torch.dtype,
     placement: Placement,
     *,
+    quantization: WeightQuantization = "none",
     check_digests: bool = True,
     phases: Phases | None = None,
 ) -> GPTJNetwork:
@@ -73,8 +75,9 @@ def load_network(
 
     Args:
         folder: What to load.
-        dtype: To hold the weights in.
+        dtype: Of the network.
         placement: Which device gets which part.
+        quantization: How the network holds its weights.
         check_digests: Compare every block with the manifest, if there is one.
         phases: Gets what reading took, and what bringing the values to their places took.
 
@@ -84,7 +87,7 @@ def load_network(
     """
     check_tensors(folder)
     started = time.perf_counter()
-    builder = NetworkBuilder(folder.config, dtype, placement)
+    builder = NetworkBuilder(folder.config, dtype, placement, quantization)
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):

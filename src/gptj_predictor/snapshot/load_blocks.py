@@ -3,7 +3,8 @@
 Several readers take blocks of the files in turn, as one alone gets a third of what a disk or a
 network volume gives. A block is read where it belongs, or by way of a small buffer if it has to be
 cast, spread over the rows of a fused weight or sent to a GPU; its digest is taken while it is still
-in the processor's cache. A weight is packed as soon as it is whole, while the next ones are read.
+in the processor's cache. A weight is quantized or packed as soon as it is whole, while the next
+ones are read.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from gptj_predictor.snapshot.load_plan import Block, BlockGroup
 #: Threads that read. Beyond 8 a local disk gave nothing more (``benchmarks/weight_loading.py``).
 READERS = 8
 
-#: Weights that are being read or packed at the same time. Memory that was never used costs as much
-#: time as reading into it, so weights that are packed are read into memory that is used again.
+#: Weights that are being read or copied at the same time. Memory that was never used costs as much
+#: time as reading into it, so weights that are copied are read into memory that is used again.
 STAGINGS = 2
+
+_Stagings = dict[torch.device, list[torch.Tensor]]
 
 
 @dataclass
@@ -40,7 +43,7 @@ class _Filling:
     Attributes:
         group: The group.
         memory: Its parameter's, if it has one.
-        staging: What ``memory`` is a part of, if it is to be packed.
+        staging: What ``memory`` is a part of, if it is to be copied.
         left: How many blocks have not been read.
     """
 
@@ -106,7 +109,7 @@ class BlockLoader:
         started = time.perf_counter()
         finishing = 0.0
         while waiting or running:
-            while waiting and (stagings or not self._packs(waiting[0])):
+            while waiting and self._has_memory(waiting[0], stagings):
                 filling = self._prepare(waiting.popleft(), stagings)
                 for block in filling.group.blocks:
                     future = readers.submit(self._read, block, filling.memory)
@@ -123,35 +126,52 @@ class BlockLoader:
         waited = time.perf_counter() - started - finishing
         return finishing + waited * spent.placing_share
 
-    def _make_stagings(self, groups: Iterable[BlockGroup]) -> list[torch.Tensor]:
-        """Memory that holds any weight that is to be packed, :data:`STAGINGS` times."""
-        sizes = [math.prod(self._shape(group)) for group in groups if self._packs(group)]
-        if not sizes:
-            return []
-        return [torch.empty(max(sizes), dtype=self._builder.dtype) for _ in range(STAGINGS)]
+    def _make_stagings(self, groups: Iterable[BlockGroup]) -> _Stagings:
+        """Bytes that hold any weight that is to be copied, :data:`STAGINGS` times per device."""
+        sizes: dict[torch.device, int] = {}
+        for group in groups:
+            if self._copies(group):
+                device = self._builder.device_of(self._parameter(group))
+                sizes[device] = max(sizes.get(device, 0), self._bytes(group))
+        return {
+            device: [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(STAGINGS)]
+            for device, size in sizes.items()
+        }
 
-    def _packs(self, group: BlockGroup) -> bool:
-        return group.parameter is not None and self._builder.packs(group.parameter)
+    def _has_memory(self, group: BlockGroup, stagings: _Stagings) -> bool:
+        if not self._copies(group):
+            return True
+        return bool(stagings[self._builder.device_of(self._parameter(group))])
 
-    def _shape(self, group: BlockGroup) -> tuple[int, ...]:
+    def _copies(self, group: BlockGroup) -> bool:
+        return group.parameter is not None and self._builder.copies(group.parameter)
+
+    def _parameter(self, group: BlockGroup) -> str:
         assert group.parameter is not None
-        return self._builder.layout.parameters[group.parameter].shape
+        return group.parameter
 
-    def _prepare(self, group: BlockGroup, stagings: list[torch.Tensor]) -> _Filling:
-        """Give a group memory, one of the stagings if its parameter is to be packed."""
+    def _bytes(self, group: BlockGroup) -> int:
+        name = self._parameter(group)
+        shape = self._builder.layout.parameters[name].shape
+        return math.prod(shape) * self._builder.dtype_read(name).itemsize
+
+    def _prepare(self, group: BlockGroup, stagings: _Stagings) -> _Filling:
+        """Give a group memory, one of the stagings if its parameter is to be copied."""
         memory = staging = None
-        if self._packs(group):
-            staging, shape = stagings.pop(), self._shape(group)
-            memory = staging[: math.prod(shape)].view(shape)
+        if self._copies(group):
+            name = self._parameter(group)
+            staging = stagings[self._builder.device_of(name)].pop()
+            values = staging[: self._bytes(group)].view(self._builder.dtype_read(name))
+            memory = values.view(self._builder.layout.parameters[name].shape)
         elif group.parameter is not None:
             memory = self._builder.allocate(group.parameter)
         return _Filling(group, memory, staging, len(group.blocks))
 
-    def _finish(self, filling: _Filling, stagings: list[torch.Tensor]) -> None:
+    def _finish(self, filling: _Filling, stagings: _Stagings) -> None:
         if filling.group.parameter is not None and filling.memory is not None:
             self._builder.put(filling.group.parameter, filling.memory)
         if filling.staging is not None:
-            stagings.append(filling.staging)
+            stagings[filling.staging.device].append(filling.staging)
 
     def _read(self, block: Block, memory: torch.Tensor | None) -> _Times:
         """Read a block, compare its digest and put its values into their parameter's memory."""

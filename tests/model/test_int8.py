@@ -1,0 +1,124 @@
+"""int8 weights: their rounding, their packed layout, and the products with them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from gptj_predictor.model import int8_packing
+from gptj_predictor.model.int8_packing import Int8Packer
+from gptj_predictor.model.linear import Int8Projection, can_multiply_int8
+from gptj_predictor.model.quantization import quantize, quantize_rows, scales_of
+
+needs_vnni = pytest.mark.skipif(not can_multiply_int8(), reason="the CPU has no VNNI")
+
+
+def int8_weight(outputs: int, inputs: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
+
+
+def rows(count: int, inputs: int) -> torch.Tensor:
+    """Of very different sizes, one of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(count, inputs, generator=generator) * torch.logspace(-3, 3, count)[:, None]
+    x[count // 2] = 0
+    return x
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None:
+    weight = torch.randn(700, 512).to(dtype)
+    weight[3] = 0
+    scales = scales_of(weight)
+    quantized = quantize(weight, scales)
+    assert quantized.dtype is torch.int8
+    assert quantized.abs().amax(1).eq(127).sum() == 699
+    assert quantized[3].eq(0).all()
+    error = quantized.double() * scales.double()[:, None] - weight.double()
+    assert (error.abs() <= scales.double()[:, None] * 0.50001).all()
+
+
+def test_rows_are_rounded_each_by_its_own_scale() -> None:
+    x = rows(33, 96)
+    values, scales = quantize_rows(x)
+    together = values.double() * scales
+    assert (together - x).abs().le(scales * 0.50001).all()
+    alone, scale = quantize_rows(x[7:8])
+    assert alone.equal(values[7:8])
+    assert scale.equal(scales[7:8])
+
+
+@needs_vnni
+@pytest.mark.parametrize("count", [1, 2, 17, 300])
+@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (130, 192), (50, 36), (512, 2048)])
+def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
+    """It is that of the integers, for the first packed weight of a shape and for later ones."""
+    packer = Int8Packer()
+    ones = torch.ones(outputs)
+    x = rows(count, inputs)
+    values, scales = quantize_rows(x)
+    for seed in range(3):
+        weight = int8_weight(outputs, inputs, seed)
+        projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs))
+        wanted = (values.double() @ weight.double().T).float() * scales
+        assert projection(x).equal(wanted)
+
+
+@needs_vnni
+def test_the_largest_sums_are_exact() -> None:
+    weight = torch.full((64, 20480), 127, dtype=torch.int8)
+    projection = Int8Projection(Int8Packer().pack(weight), torch.ones(64), torch.zeros(64))
+    product = projection(torch.full((1, 20480), -1.0))
+    assert torch.allclose(product, torch.tensor(-127.0 * 20480), rtol=1e-6)
+
+
+@needs_vnni
+def test_later_weights_are_packed_as_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    reorders: list[torch.Tensor] = []
+    reorder = int8_packing._reorder
+
+    def counted(weight: torch.Tensor) -> torch.Tensor:
+        reorders.append(weight)
+        return reorder(weight)
+
+    monkeypatch.setattr(int8_packing, "_reorder", counted)
+    packer = Int8Packer()
+    for seed in range(4):
+        weight = int8_weight(200, 128, seed)
+        packed, wanted = packer.pack(weight), reorder(weight)
+        assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
+    assert len(reorders) == 1
+
+
+@needs_vnni
+def test_an_unknown_layout_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_packing, "_BLOCK_OUTPUTS", (7,))
+    packer = Int8Packer()
+    for seed in range(2):
+        weight = int8_weight(128, 128, seed)
+        packed, wanted = packer.pack(weight), int8_packing._reorder(weight)
+        assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
+
+
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_vnni)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_projection(packed: bool, dtype: torch.dtype) -> None:
+    weight, bias = torch.randn(256, 128), torch.randn(256).to(dtype)
+    scales = scales_of(weight)
+    quantized = quantize(weight, scales)
+    projection = Int8Projection(Int8Packer().pack(quantized) if packed else quantized, scales, bias)
+    x, residual = torch.randn(5, 128).to(dtype), torch.randn(5, 256).to(dtype)
+    values, row_scales = quantize_rows(x)
+    wanted = (values.double() * row_scales) @ (quantized.double() * scales[:, None]).T + bias
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
+    close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
+    close(projection(x), wanted.to(dtype))
+    close(projection.add_to(residual.clone(), x), (wanted + residual).to(dtype))
+
+
+def test_a_cpu_without_vnni_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert not can_multiply_int8.__wrapped__()
