@@ -59,6 +59,8 @@ class Cut:
         block_inputs: A power of two.
         num_warps: Groups of 32 threads of a program.
         num_stages: Blocks of inputs that are on their way at once.
+        max_registers: Of a thread. Without it ptxas may keep a few values in local memory, to have
+            more programs at once.
         splits: Programs that share a tile's inputs.
     """
 
@@ -68,6 +70,7 @@ class Cut:
     block_inputs: int
     num_warps: int
     num_stages: int
+    max_registers: int
     splits: int = 1
 
     def tiles(self, shape: ProductShape) -> int:
@@ -103,21 +106,21 @@ MAX_ROWS_NORM: Final = 8
 #: takes. Warps lie along the outputs, so that each weight is dequantized by one thread only, and in
 #: groups of 2 where 4 would make Hopper's larger instruction, for which Triton dequantizes worse.
 _FEW_ROWS: Final = (
-    (8, Cut(True, 8, 64, 128, num_warps=4, num_stages=4)),
-    (16, Cut(True, 16, 64, 128, num_warps=2, num_stages=4)),
-    (32, Cut(True, 32, 64, 128, num_warps=2, num_stages=4)),
+    (8, Cut(True, 8, 64, 128, num_warps=4, num_stages=4, max_registers=128)),
+    (16, Cut(True, 16, 64, 128, num_warps=2, num_stages=4, max_registers=255)),
+    (32, Cut(True, 32, 64, 64, num_warps=2, num_stages=4, max_registers=255)),
 )
 _TILES: Final = (
-    Cut(True, 64, 128, 64, num_warps=8, num_stages=3),
-    Cut(True, 128, 128, 64, num_warps=8, num_stages=3),
+    Cut(True, 64, 128, 64, num_warps=8, num_stages=3, max_registers=255),
+    Cut(True, 128, 128, 64, num_warps=8, num_stages=3, max_registers=255),
 )
 #: Without, by rows of a block. One stage: a thread keeps what it loads in registers.
 _ONE_BY_ONE: Final = MappingProxyType(
     {
-        1: Cut(False, 1, 16, 256, num_warps=4, num_stages=1),
-        2: Cut(False, 2, 8, 256, num_warps=4, num_stages=1),
-        4: Cut(False, 4, 8, 256, num_warps=4, num_stages=1),
-        8: Cut(False, 8, 8, 256, num_warps=4, num_stages=1),
+        1: Cut(False, 1, 16, 256, num_warps=4, num_stages=1, max_registers=128),
+        2: Cut(False, 2, 8, 256, num_warps=4, num_stages=1, max_registers=168),
+        4: Cut(False, 4, 8, 256, num_warps=4, num_stages=1, max_registers=168),
+        8: Cut(False, 8, 8, 256, num_warps=4, num_stages=1, max_registers=255),
     }
 )
 #: Programs for each multiprocessor that splitting aims at; it doubles, so it makes less than twice

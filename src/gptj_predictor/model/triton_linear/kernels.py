@@ -127,6 +127,7 @@ def launch_options(cut: Cut, shape: ProductShape) -> dict[str, Any]:
         "statistics_block": max(_STATISTICS_BLOCK // cut.block_rows, 64),
         "stages": cut.num_stages,
         "num_warps": cut.num_warps,
+        "maxnreg": cut.max_registers,
         **_OPTIONS,
     }
 
