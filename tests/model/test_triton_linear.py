@@ -5,11 +5,10 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +26,7 @@ if not ON_GPU and isinstance(triton.language.sum, triton.JITFunction):
     importlib.reload(triton.language.standard)
     importlib.reload(triton.language)
 
-from triton.runtime.interpreter import InterpreterBuilder  # type: ignore[import-untyped]  # noqa: E402, I001
+from triton.runtime.interpreter import InterpreterBuilder  # type: ignore[import-untyped]  # noqa: E402
 
 from gptj_predictor.model.triton_linear import cuts, projection  # noqa: E402
 from gptj_predictor.model.triton_linear.cuts import (  # noqa: E402
@@ -52,33 +51,20 @@ from gptj_predictor.model.triton_linear.projection import (  # noqa: E402
     Workspace,
     measure,
 )
+from tests.support.triton_interpreter import correct_bfloat16  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 AMPERE, TURING = Card("an Ampere", 80, 4), Card("a Turing", 75, 4)
-#: Of values of about 1: a rounding of the normed inputs and one of the result, and some of fp32's.
-#: The interpreter rounds to bf16 towards zero.
-TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3 if ON_GPU else 16e-3}
+#: Of values of about 1: a rounding of the result, and some of fp32's.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-4, torch.bfloat16: 5e-3}
 
 
 @pytest.fixture(autouse=True)
-def _interpreted_dots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter multiplies the bits of bfloat16 values; here it multiplies the values."""
-    create_dot = InterpreterBuilder.create_dot
-
-    def as_fp32(handle: Any) -> Any:
-        if handle.dtype.scalar is not triton.language.bfloat16:
-            return handle
-        return type(handle)(
-            (handle.data.astype(np.uint32) << 16).view(np.float32), triton.language.float32
-        )
-
-    def corrected(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return create_dot(self, as_fp32(a), as_fp32(b), *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", corrected)
+def _corrected(monkeypatch: pytest.MonkeyPatch) -> None:
+    correct_bfloat16(monkeypatch)
 
 
 def named(value: object) -> str | None:
@@ -260,7 +246,9 @@ def test_outliers() -> None:
 def test_the_order_of_splits_changes_no_bit(
     tensor_cores: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = Case(rows=4, inputs=500, dtype=torch.float32 if not tensor_cores else torch.float16)
+    case = Case(
+        rows=4, outputs=17, inputs=256, dtype=torch.float32 if not tensor_cores else torch.float16
+    )
     cut = cut_of(tensor_cores, 8, 8)
     before = case.run(cut)
     assert torch.equal(case.run(cut), before), "a second launch, as of a CUDA graph"
@@ -279,7 +267,7 @@ def test_no_rows() -> None:
     assert case.run(cut_of(True, 8)).shape == (0, 35)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_any_product(data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(DTYPES), "dtype")
@@ -311,9 +299,7 @@ def test_dequantize(outputs: int, inputs: int, dtype: torch.dtype) -> None:
     out = torch.full((outputs, inputs), math.nan, dtype=dtype, device=DEVICE)
     dequantize(weight.to(DEVICE), scale.to(DEVICE), out)
     expected = weight.float() * scale[:, None]
-    # The interpreter rounds to bf16 towards zero.
-    relative = 2**-7 if dtype is torch.bfloat16 and not ON_GPU else 0.0
-    torch.testing.assert_close(out.cpu(), expected.to(dtype), rtol=relative, atol=0.0)
+    assert torch.equal(out.cpu(), expected.to(dtype))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +331,9 @@ def test_tensor_cores_refuse_fp32() -> None:
 # ---- which way is taken
 
 
-def shape_of(rows: int, *, quantized: bool, outputs: int = 28672, inputs: int = 4096) -> ProductShape:
+def shape_of(
+    rows: int, *, quantized: bool, outputs: int = 28672, inputs: int = 4096
+) -> ProductShape:
     weight = torch.int8 if quantized else torch.float16
     return ProductShape(rows, outputs, inputs, torch.float16, weight)
 
@@ -394,7 +382,7 @@ def test_there_is_no_choice_where_there_is_no_kernel() -> None:
     assert choose(shape_of(64, quantized=True), TURING, seconds) is CUBLAS
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     rows=st.sampled_from([1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
     outputs=st.integers(1, 60_000),
@@ -408,7 +396,9 @@ def test_splits_fit_the_scratch(
     rows: int, outputs: int, inputs: int, quantized: bool, card: Card
 ) -> None:
     values, tiles = scratch_size(card.processors)
-    for way in candidates(shape_of(rows, quantized=quantized, outputs=outputs, inputs=inputs), card):
+    for way in candidates(
+        shape_of(rows, quantized=quantized, outputs=outputs, inputs=inputs), card
+    ):
         if way is CUBLAS or way.splits == 1:
             continue
         # Fewer rows than the choice was made for do not take more.
@@ -434,8 +424,8 @@ def test_splits_keep_a_gpu_busy() -> None:
 
 
 @pytest.fixture(params=[AMPERE, TURING], ids=lambda card: card.name)
-def shared(request: pytest.FixtureRequest) -> Iterator[Workspace]:
-    yield Workspace(request.param, DEVICE)
+def shared(request: pytest.FixtureRequest) -> Workspace:
+    return Workspace(request.param, DEVICE)
 
 
 def projection_of(case: Case, shared: Workspace) -> TritonProjection:
@@ -461,7 +451,13 @@ def test_projection(
     """By a kernel and by cuBLAS, which takes the dequantized weight in parts of some outputs."""
     monkeypatch.setattr(projection, "_DEQUANTIZED_BYTES", 10 * 300 * 2)
     case = Case(
-        rows=rows, inputs=300, quantized=quantized, norm=norm, gelu_from=gelu_from, add=add, seed=rows
+        rows=rows,
+        inputs=300,
+        quantized=quantized,
+        norm=norm,
+        gelu_from=gelu_from,
+        add=add,
+        seed=rows,
     )
     product = projection_of(case, shared)
     for way in {product.way(rows), CUBLAS, *candidates(case.shape, shared.card)}:
@@ -472,9 +468,7 @@ def test_projection(
             assert result.data_ptr() == residual.data_ptr()
         # Without a kernel there are more roundings: weight, product and activation.
         tolerance = 6 * TOLERANCE[case.dtype]
-        torch.testing.assert_close(
-            result.double(), case.expected(), rtol=tolerance, atol=tolerance
-        )
+        torch.testing.assert_close(result.double(), case.expected(), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "int8"])
@@ -482,7 +476,7 @@ def test_projection_as_the_network_calls_it(quantized: bool, shared: Workspace) 
     for rows in (1, 12, 40):
         case = Case(rows=rows, quantized=quantized)
         product = projection_of(case, shared)
-        tolerance = 2 * TOLERANCE[case.dtype]
+        tolerance = 4 * TOLERANCE[case.dtype]  # by cuBLAS the weights are rounded too
         expected = case.expected()
         torch.testing.assert_close(
             product(case.x).double(), expected, rtol=tolerance, atol=tolerance
@@ -496,8 +490,9 @@ def test_projection_as_the_network_calls_it(quantized: bool, shared: Workspace) 
 
 
 def test_products_are_measured_together_and_choose_alike(shared: Workspace) -> None:
-    layers = [projection_of(Case(quantized=True, seed=seed), shared) for seed in range(3)]
-    head = projection_of(Case(quantized=False, outputs=50), shared)
+    small: dict[str, Any] = {"outputs": 9, "inputs": 16}
+    layers = [projection_of(Case(quantized=True, seed=s, **small), shared) for s in range(3)]
+    head = projection_of(Case(outputs=5), shared)
     calls: list[int] = []
 
     def seconds(work: list[Callable[[], object]]) -> float:
@@ -509,10 +504,10 @@ def test_products_are_measured_together_and_choose_alike(shared: Workspace) -> N
     measure([layers[0], head, *layers[1:]], seconds)
     assert set(calls) == {1, 3}
     for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
-        shape = replace(Case(quantized=True).shape, rows=rows)
+        shape = replace(Case(quantized=True, **small).shape, rows=rows)
         assert {product.way(rows) for product in layers} == {candidates(shape, shared.card)[-1]}
     assert layers[0].way(513) is CUBLAS
-    assert head.way(1) == candidates(Case(rows=1, outputs=50).shape, shared.card)[-1]
+    assert head.way(1) == candidates(Case(rows=1, outputs=5).shape, shared.card)[-1]
 
 
 def test_a_projection_wants_a_scale_for_int8_alone(shared: Workspace) -> None:

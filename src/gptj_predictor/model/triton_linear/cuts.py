@@ -44,6 +44,12 @@ class ProductShape:
     dtype: torch.dtype
     weight_dtype: torch.dtype
 
+    @classmethod
+    def of(cls, x: torch.Tensor, weight: torch.Tensor) -> ProductShape:
+        """Of ``[rows, inputs]`` and ``[outputs, inputs]``."""
+        outputs, inputs = weight.shape
+        return cls(len(x), outputs, inputs, x.dtype, weight.dtype)
+
 
 @dataclass(frozen=True)
 class Cut:

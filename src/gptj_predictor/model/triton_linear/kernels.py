@@ -86,7 +86,7 @@ def multiply(
     Raises:
         ValueError: shapes, dtypes or strides are others, or ``scratch`` is too small or missing.
     """
-    shape = ProductShape(len(x), *weight.shape, x.dtype, weight.dtype)
+    shape = ProductShape.of(x, weight)
     _check(x, weight, out, residual, shape)
     if (scale is None) is (weight.dtype is torch.int8):
         raise ValueError(f"a weight of {weight.dtype} has a scale if, and only if, it is int8")
@@ -191,87 +191,112 @@ def _multiply(  # type: ignore[no-untyped-def]
     tile = tl.program_id(0)
     split = tl.program_id(1)
     row_blocks = tl.cdiv(rows, block_rows)
-    row = tile % row_blocks * block_rows + tl.arange(0, block_rows)
+    row = (tile % row_blocks * block_rows + tl.arange(0, block_rows)).to(tl.int64)
     output = tile // row_blocks * block_outputs + tl.arange(0, block_outputs)
     in_rows = row < rows
     in_outputs = output < outputs
-    x_row = x + row.to(tl.int64) * x_stride
+    x_row = x + row * x_stride
+    weight_row = weight + output.to(tl.int64) * inputs
     if norm_weight is not None:
-        mean, inverse = _statistics(
-            x_row, in_rows, inputs, epsilon, block_rows, statistics_block
-        )
-    share = tl.cdiv(tl.cdiv(inputs, block_inputs), splits) * block_inputs
-    first = split * share
+        mean, inverse = _statistics(x_row, in_rows, inputs, epsilon, block_rows, statistics_block)
     if tensor_cores:
         product = tl.zeros((block_outputs, block_rows), tl.float32)
     else:
         # Every thread sums on its own until the end.
         parts = tl.zeros((block_outputs, block_rows, block_inputs), tl.float32)
-    weight_row = weight + output.to(tl.int64) * inputs
+    share = tl.cdiv(tl.cdiv(inputs, block_inputs), splits) * block_inputs
+    first = split * share
+    last = tl.minimum(first + share, inputs)
     # With a number of stages, the next blocks are on their way while one is worked on.
-    for start in tl.range(first, tl.minimum(first + share, inputs), block_inputs, num_stages=stages):
+    for start in tl.range(first, last, block_inputs, num_stages=stages):
         column = start + tl.arange(0, block_inputs)
-        in_inputs = column < inputs
-        if tensor_cores:
-            w_place = weight_row[:, None] + column[None, :]
-            w_inside = in_outputs[:, None] & in_inputs[None, :]
-            x_place = x_row[:, None] + column[None, :]
-            x_inside = in_rows[:, None] & in_inputs[None, :]
-        else:
-            w_place = weight_row[:, None, None] + column[None, None, :]
-            w_inside = in_outputs[:, None, None] & in_inputs[None, None, :]
-            x_place = x_row[None, :, None] + column[None, None, :]
-            x_inside = in_rows[None, :, None] & in_inputs[None, None, :]
-        if whole_outputs and whole_inputs:
-            w = tl.load(w_place)
-        else:
-            w = tl.load(w_place, mask=w_inside, other=0)
-        a = tl.load(x_place, mask=x_inside, other=0.0)
+        w = _block(weight_row, in_outputs, column, inputs, whole_outputs, whole_inputs)
+        a = _block(x_row, in_rows, column, inputs, False, whole_inputs)
         if norm_weight is not None:
-            if whole_inputs:
-                gain = tl.load(norm_weight + column).to(tl.float32)
-                shift = tl.load(norm_bias + column).to(tl.float32)
-            else:
-                gain = tl.load(norm_weight + column, mask=in_inputs, other=0.0).to(tl.float32)
-                shift = tl.load(norm_bias + column, mask=in_inputs, other=0.0).to(tl.float32)
+            gain = tl.load(norm_weight + column, mask=column < inputs, other=0.0).to(tl.float32)
+            shift = tl.load(norm_bias + column, mask=column < inputs, other=0.0).to(tl.float32)
             normed = (a.to(tl.float32) - mean[:, None]) * inverse[:, None]
             a = (normed * gain[None, :] + shift[None, :]).to(a.dtype)
         if tensor_cores:
             product = tl.dot(w.to(a.dtype), tl.trans(a), product)
         else:
-            parts += w.to(tl.float32) * a.to(tl.float32)
+            parts += w.to(tl.float32)[:, None, :] * a.to(tl.float32)[None, :, :]
     if not tensor_cores:
         product = tl.sum(parts, axis=2)
     y = tl.trans(product)
-
     if splits > 1:
-        size: tl.constexpr = block_rows * block_outputs
-        inner = tl.arange(0, block_rows)[:, None] * block_outputs
-        inner += tl.arange(0, block_outputs)[None, :]
-        area = sums + tile * (splits * size)
-        tl.store(area + split * size + inner, y)
-        tl.debug_barrier()  # all threads' stores come before the one thread's arrival
-        if tl.atomic_add(arrivals + tile, 1, sem="acq_rel") < splits - 1:
+        area = sums + tile * (splits * block_rows * block_outputs)
+        if not _is_last(y, area, arrivals + tile, split, splits, block_rows, block_outputs):
             return
-        y = tl.zeros((block_rows, block_outputs), tl.float32)
-        for other in tl.static_range(splits):
-            y += tl.load(area + other * size + inner, cache_modifier=".cg")
-        tl.store(arrivals + tile, 0)  # for the next launch
+        y = _sum_of(area, splits, block_rows, block_outputs)
+    y = _after(y, scale, bias, output, in_outputs, gelu_from, gelu)
+    inside = in_rows[:, None] & in_outputs[None, :]
+    if residual is not None:
+        place = residual + (row * residual_stride)[:, None] + output[None, :]
+        y += tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    place = out + (row * out_stride)[:, None] + output[None, :]
+    tl.store(place, y.to(out.dtype.element_ty), mask=inside)
 
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _after(  # type: ignore[no-untyped-def]
+    y, scale, bias, output, in_outputs, gelu_from, gelu: tl.constexpr
+):
+    """What comes after the sums, but for the residual."""
     if scale is not None:
         y *= tl.load(scale + output, mask=in_outputs, other=0.0)[None, :]
     if bias is not None:
         y += tl.load(bias + output, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
     if gelu:
         y = tl.where((output >= gelu_from)[None, :], _gelu(y), y)
-    inside = in_rows[:, None] & in_outputs[None, :]
-    row = row.to(tl.int64)
-    if residual is not None:
-        place = (row * residual_stride)[:, None] + output[None, :]
-        y += tl.load(residual + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(
-        out + (row * out_stride)[:, None] + output[None, :], y.to(out.dtype.element_ty), mask=inside
-    )
+    return y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _block(  # type: ignore[no-untyped-def]
+    rows, in_rows, column, columns, whole_rows: tl.constexpr, whole_columns: tl.constexpr
+):
+    """Some columns of a matrix whose rows begin at ``rows``; 0 outside."""
+    place = rows[:, None] + column[None, :]
+    if whole_rows and whole_columns:
+        values = tl.load(place)
+    elif whole_columns:
+        values = tl.load(place, mask=in_rows[:, None], other=0)
+    else:
+        values = tl.load(place, mask=in_rows[:, None] & (column < columns)[None, :], other=0)
+    return values
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _is_last(  # type: ignore[no-untyped-def]
+    y, area, arrivals, split,
+    splits: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr,
+):  # fmt: skip
+    """Leave a split's sums in its tile's area; whether all others are there."""
+    tl.store(area + _places(split, block_rows, block_outputs), y)
+    tl.debug_barrier()  # all threads' stores come before the one thread's arrival
+    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == splits - 1
+    if is_last:
+        tl.store(arrivals, 0)  # for the next launch
+    return is_last
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _sum_of(  # type: ignore[no-untyped-def]
+    area, splits: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr
+):
+    """The splits' sums, added in their order, read past the cache that processors do not share."""
+    y = tl.zeros((block_rows, block_outputs), tl.float32)
+    for split in tl.static_range(splits):
+        y += tl.load(area + _places(split, block_rows, block_outputs), cache_modifier=".cg")
+    return y
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _places(split, block_rows: tl.constexpr, block_outputs: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a split's sums in its tile's area."""
+    row = split * block_rows + tl.arange(0, block_rows)
+    return row[:, None] * block_outputs + tl.arange(0, block_outputs)[None, :]
 
 
 @triton.jit  # type: ignore[untyped-decorator]

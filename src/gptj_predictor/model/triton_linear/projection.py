@@ -194,9 +194,10 @@ class TritonProjection:
 
     def _shapes(self) -> Iterator[ProductShape]:
         """For every number of rows that there is a choice for."""
+        outputs, inputs = self.weight.shape
         rows = 1
         while rows <= max_rows(self.weight.dtype):
-            yield ProductShape(rows, *self.weight.shape, self.bias.dtype, self.weight.dtype)
+            yield ProductShape(rows, outputs, inputs, self.bias.dtype, self.weight.dtype)
             rows *= 2
 
 
@@ -217,7 +218,9 @@ def measure(projections: Iterable[TritonProjection], timer: CallTimer) -> None:
         for shape in group[0]._shapes():
             x = group[0].bias.new_zeros(shape.rows, shape.inputs)
 
-            def seconds(way: Way, group: list[TritonProjection] = group, x: torch.Tensor = x) -> float:
+            def seconds(
+                way: Way, group: list[TritonProjection] = group, x: torch.Tensor = x
+            ) -> float:
                 return timer([partial(projection._by, way, x) for projection in group])
 
             way = choose(shape, group[0]._shared.card, seconds)
