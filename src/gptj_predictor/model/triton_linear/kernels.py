@@ -320,7 +320,7 @@ def _statistics(  # type: ignore[no-untyped-def]
     return mean, 1.0 / tl.sqrt_rn(tl.sum(total, axis=1) / inputs + epsilon)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gelu(x):  # type: ignore[no-untyped-def]
     """``x / 2 (1 + tanh(u))``, which is ``x / (1 + exp(-2 u))``."""
     double_u = 1.5957691216057308 * x * (1.0 + 0.044715 * x * x)  # 2 sqrt(2 / pi)
