@@ -1,11 +1,12 @@
 """How fast do a snapshot's weights load, beside the fastest plain read of the same bytes?
 
-    .venv/bin/python benchmarks/weight_loading.py FOLDER [--rounds 3] [--caches cold warm]
+    .venv/bin/python benchmarks/weight_loading.py FOLDER ... [--rounds 3] [--caches cold warm]
 
 A plain read is parallel readers, each filling one small buffer again and again. One that keeps the
 bytes, as a load has to, also pays for memory that was never used, which on a virtual machine can
 take longer than the reading; it is measured too. Every load is a process of its own. ``cold`` takes
-the files out of the page cache first (``posix_fadvise``), ``warm`` reads them once before. How long
+the files out of the page cache first (``posix_fadvise``), ``warm`` reads them once before. Several
+folders take turns, and are compared with the first: int8 weights with the same in 16 bits. How long
 a server takes from its start to its first token is measured by ``cold_start.py``.
 """
 
@@ -43,7 +44,7 @@ LOADS = {
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--caches", nargs="+", default=["cold", "warm"], choices=["cold", "warm"])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
@@ -51,40 +52,70 @@ def main() -> None:
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
     arguments = parser.parse_args()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the server does, for the new processes
-    files = sorted(arguments.folder.glob("*.safetensors"))
-    size = sum(file.stat().st_size for file in files)
-    print(f"{len(files)} files, {size / 1e9:.2f} GB, {os.cpu_count()} CPUs")
     for cache in arguments.caches:
-        measure(arguments, cache, files, size)
+        measured = [Measured(folder, arguments) for folder in arguments.folders]
+        for number in range(arguments.rounds):
+            for one in measured if number % 2 == 0 else reversed(measured):
+                one.measure_round(cache)
+        for one in measured:
+            one.report(cache)
+        first, *others = measured
+        for one in others:
+            one.compare(first)
 
 
-def measure(arguments: argparse.Namespace, cache: str, files: list[Path], size: int) -> None:
-    """Measure all reads and loads in turns, with the page cache in one state."""
-    reads: dict[int, list[float]] = {count: [] for count in arguments.readers}
-    loads: dict[str, list[float]] = {name: [] for name in arguments.loads}
-    peaks: dict[str, int] = {}
-    kept: dict[int, list[float]] = {count: [] for count in arguments.readers if 1 < count < 16}
-    for _ in range(arguments.rounds):
-        for count, times in reads.items():
-            prepare(cache, files)
-            times.append(plain_read(files, count))
-        for count, times in kept.items():
-            prepare(cache, files)
-            times.append(plain_read(files, count, mmap.mmap(-1, size)))
-        for name, times in loads.items():
-            prepare(cache, files)
-            seconds, peaks[name] = run_in_new_process(
-                load, arguments.folder, arguments.dtype, *LOADS[name]
+class Measured:
+    """All reads and loads of one folder, with the page cache in one state."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        """Measure nothing yet."""
+        self.folder, self._dtype = folder, arguments.dtype
+        self._files = sorted(folder.glob("*.safetensors"))
+        self._size = sum(file.stat().st_size for file in self._files)
+        readers = arguments.readers
+        self._reads: dict[int, list[float]] = {count: [] for count in readers}
+        self._kept: dict[int, list[float]] = {count: [] for count in readers if 1 < count < 16}
+        self._loads: dict[str, list[float]] = {name: [] for name in arguments.loads}
+        self._peaks: dict[str, int] = {}
+
+    def measure_round(self, cache: str) -> None:
+        """Each of them once."""
+        for count, times in self._reads.items():
+            prepare(cache, self._files)
+            times.append(plain_read(self._files, count))
+        for count, times in self._kept.items():
+            prepare(cache, self._files)
+            times.append(plain_read(self._files, count, mmap.mmap(-1, self._size)))
+        for name, times in self._loads.items():
+            prepare(cache, self._files)
+            seconds, self._peaks[name] = run_in_new_process(
+                load, self.folder, self._dtype, *LOADS[name]
             )
             times.append(seconds)
-    best = min(min(times) for times in reads.values())
-    print(f"\n{cache}: seconds (median of {arguments.rounds}), GB/s, x the best plain read")
-    for count, times in reads.items():
-        line(f"plain read, {count} readers", times, size, best)
-    for count, times in kept.items():
-        line(f"plain read that keeps, {count} readers", times, size, best)
-    for name, times in loads.items():
-        line(f"{name}, peak {peaks[name] / 1e9:.2f} GB", times, size, best)
+
+    def report(self, cache: str) -> None:
+        """Print the table."""
+        rounds = len(next(iter(self._reads.values())))
+        kind = SnapshotFolder.open(self.folder).quantization
+        print(
+            f"\n{self.folder}, quantization {kind}: {len(self._files)} files, "
+            f"{self._size / 1e9:.2f} GB, {os.cpu_count()} CPUs"
+        )
+        print(f"{cache}: seconds (median of {rounds}), GB/s, x the best plain read")
+        best = min(min(times) for times in self._reads.values())
+        for count, times in self._reads.items():
+            line(f"plain read, {count} readers", times, self._size, best)
+        for count, times in self._kept.items():
+            line(f"plain read that keeps, {count} readers", times, self._size, best)
+        for name, times in self._loads.items():
+            peak = self._peaks[name] / 1e9
+            line(f"{name}, peak {peak:.2f} GB", times, self._size, best)
+
+    def compare(self, first: Measured) -> None:
+        """Print how long each load takes, as a share of another folder's."""
+        for name, times in self._loads.items():
+            share = statistics.median(times) / statistics.median(first._loads[name])
+            print(f"{name}: {self.folder} takes {share:.2f} of the time of {first.folder}")
 
 
 def line(name: str, times: list[float], size: int, best: float) -> None:
@@ -163,7 +194,13 @@ def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placement = Placement.on(device, folder.config.n_layer)
     began = time.perf_counter()
-    load_network(folder, getattr(torch, dtype), placement, check_digests=check_digests)
+    load_network(
+        folder,
+        getattr(torch, dtype),
+        placement,
+        quantization=folder.quantization,
+        check_digests=check_digests,
+    )
     return time.perf_counter() - began
 
 

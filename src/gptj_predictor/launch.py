@@ -16,10 +16,12 @@ from gptj_predictor.devices.host import free_memory, usable_cpus
 from gptj_predictor.devices.memory import activation_bytes, kv_cache_pages
 from gptj_predictor.devices.placement import DeviceError, find_devices, free_bytes, place
 from gptj_predictor.devices.precision import check_precision, choose_precision, describe_device
+from gptj_predictor.devices.quantization import check_quantization, choose_quantization
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import Placement
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.settings import (
     CPU_KV_CACHE_LIMIT_BYTES,
     CPU_KV_CACHE_SHARE,
@@ -45,6 +47,7 @@ class LaunchPlan:
     tokenizer: Tokenizer
     placement: Placement
     dtype: torch.dtype
+    quantization: WeightQuantization
     settings: ServerSettings
     phases: Phases = field(default_factory=Phases)
 
@@ -64,6 +67,7 @@ class LaunchPlan:
             TokenizerError: its tokenizer cannot be used, or belongs to another model.
             DeviceError: a device does not exist, or all together cannot hold the weights.
             PrecisionError: a device does not have the precision.
+            QuantizationError: a device, or the snapshot, does not have the quantization.
         """
         devices = find_devices(settings.device)
         folder = SnapshotFolder.open(path)
@@ -79,34 +83,40 @@ class LaunchPlan:
         # The first device decides the precision, unless one that has to help cannot compute in it.
         descriptions = [describe_device(device) for device in devices]
         choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
+        quantized = choose_quantization(settings.quantization, folder.quantization, path)
+        quantization = quantized.quantization
+        kind = weights_name(choice.dtype, quantization)
         free = {device: free_bytes(device) for device in devices}
         placement = place(
-            NetworkLayout(folder.config).part_bytes(choice.dtype),
+            NetworkLayout(folder.config, quantization).part_bytes(choice.dtype),
             devices,
             free,
-            dtype=choice.dtype,
+            kind=kind,
             tied=folder.config.tie_word_embeddings,
         )
         for device, description in zip(devices, descriptions, strict=True):
             if device in placement.devices:
                 check_precision(settings.precision, choice.dtype, description)
+                check_quantization(quantization, folder.quantization, device, description.name)
+        reasons = [choice.reason] + [quantized.reason] * (quantization != "none")
         logger.info(
             "serving %s in %s (%s) on %s",
             path,
-            dtype_name(choice.dtype),
-            choice.reason,
+            kind,
+            "; ".join(reasons),
             "; ".join(
                 f"{device} ({description.name}, {placement.layers.count(device)} layers)"
                 for device, description in zip(devices, descriptions, strict=True)
                 if device in placement.devices
             ),
         )
-        return cls(folder, tokenizer, placement, choice.dtype, settings, phases)
+        return cls(folder, tokenizer, placement, choice.dtype, quantization, settings, phases)
 
     @property
     def threads(self) -> int:
         """CPU threads that compute."""
-        useful = self.folder.parameters * self.dtype.itemsize // THREAD_BYTES
+        layout = NetworkLayout(self.folder.config, self.quantization)
+        useful = sum(layout.part_bytes(self.dtype)) // THREAD_BYTES
         return self.settings.threads or max(1, min(usable_cpus(), useful))
 
     def start_engine(self) -> Engine:
@@ -122,6 +132,7 @@ class LaunchPlan:
             self.folder,
             self.dtype,
             self.placement,
+            quantization=self.quantization,
             check_digests=self.settings.check_digests,
             phases=self.phases,
         )
@@ -204,6 +215,12 @@ class LaunchPlan:
 def _cpu_room(activations: int) -> int:
     """Bytes of host memory that the KV cache may take, so that the largest load still fits."""
     return free_memory() - activations - CPU_RESERVE_BYTES
+
+
+def weights_name(dtype: torch.dtype, quantization: WeightQuantization) -> str:
+    """What the weights are, for people: ``bfloat16 with int8 weights``."""
+    name = dtype_name(dtype)
+    return name if quantization == "none" else f"{name} with {quantization} weights"
 
 
 def step_bytes(config: NetworkConfig, dtype: torch.dtype, *, tokens: int, logit_rows: int) -> int:

@@ -24,6 +24,7 @@ from gptj_predictor.bench.text import Prompt, Prompts
 from gptj_predictor.cli import main
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.request import Event, EventSink
+from gptj_predictor.model.linear import can_multiply_int8
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.settings import BenchmarkSettings
 from gptj_predictor.tokenizer import Tokenizer
@@ -177,6 +178,7 @@ def test_in_process_with_cells_that_do_not_fit(
     assert results.run.model == "bundled demo"
     assert results.run.parameters == 2_563_712
     assert results.run.device is not None
+    assert (results.run.precision, results.run.quantization) == ("bfloat16", "none")
     assert results.settings.sampling["top_k"] == 50
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
     printed = capsys.readouterr()
@@ -190,6 +192,18 @@ def test_in_process_with_cells_that_do_not_fit(
     assert benchmark(tmp_path, *sweep, "--resume", "--seed", "5") == 2
     assert "settings.seed was 0 and is 5" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.skipif(not can_multiply_int8(), reason="the CPU has no VNNI")
+def test_int8_weights_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = ["--min_tokens", "16", "--max_tokens", "16", "--precision", "bfloat16"]
+    assert benchmark(tmp_path, *sweep, "--quantization", "int8") == 0
+    results = read_results(tmp_path / "results.json")
+    assert (results.run.precision, results.run.quantization) == ("bfloat16", "int8")
+    assert "* quantization: int8\n" in (tmp_path / "report.md").read_text()
+    capsys.readouterr()
+    assert benchmark(tmp_path, *sweep, "--resume") == 2
+    assert "run.quantization was 'int8' and is 'none'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -221,7 +235,13 @@ def test_every_flag_is_there_in_both_spellings(capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         main(["benchmark", "--help"])
     text = capsys.readouterr().out
-    for name in (*BenchmarkSettings.model_fields, "precision", "wait_for_snapshot", "resume"):
+    for name in (
+        *BenchmarkSettings.model_fields,
+        "precision",
+        "quantization",
+        "wait_for_snapshot",
+        "resume",
+    ):
         assert f"--{name} " in text or f"--{name}\n" in text
         assert f"--{name.replace('_', '-')}" in text
     assert "--max_body_bytes" not in text

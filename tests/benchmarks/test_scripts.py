@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from gptj_predictor.model.network import Placement
+from gptj_predictor.snapshot.folder import SnapshotFolder
+from gptj_predictor.snapshot.load import load_network
 from tests.support.servers import RunningServer, environment
 
 pytestmark = pytest.mark.process
@@ -39,8 +43,27 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One layer of one head."""
     folder = tmp_path_factory.mktemp("snapshot") / "made-up"
     printed = run("make_snapshot.py", folder, "--layers", 1, "--hidden", 64, "--heads", 1)
-    assert "0.01 GB in" in printed
+    assert "0.01 GB of bfloat16 none in" in printed
     return folder
+
+
+def test_int8_snapshot(snapshot: Path, tmp_path: Path) -> None:
+    """The same weights as the other one's, quantized; it is not written over."""
+    flags = ["--layers", 1, "--hidden", 64, "--heads", 1, "--quantization", "int8"]
+    printed = run("make_snapshot.py", tmp_path, *flags)
+    assert re.search(r"0.0\d GB of bfloat16 int8 in", printed)
+    run("make_snapshot.py", tmp_path, *flags, code=1)
+    dtype, placement = torch.bfloat16, Placement.on(torch.device("cpu"), 1)
+    made, read = (
+        load_network(SnapshotFolder.open(folder), dtype, placement, quantization="int8").weights
+        for folder in (snapshot, tmp_path)
+    )
+    name = "layers.0.project_out.scale"
+    assert read[name].equal(made[name])
+    loads = ["--readers", 1, "--loads", "load", "--rounds", 1, "--caches", "warm"]
+    printed = run("weight_loading.py", snapshot, tmp_path, *loads)
+    assert "quantization int8: 1 files" in printed
+    assert re.search(rf"^load: .* takes {FIGURE} of the time of {snapshot}$", printed, re.M)
 
 
 def test_cold_start() -> None:

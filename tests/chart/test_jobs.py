@@ -29,6 +29,22 @@ def test_stored_precision(precision: str, cards: list[str], stored: str) -> None
     )
 
 
+@pytest.mark.parametrize(
+    ("quantization", "tag"),
+    [("auto", "v1-bfloat16"), ("none", "v1-bfloat16"), ("int8", "v1-bfloat16-int8")],
+)
+def test_the_tag_has_the_quantization(quantization: str, tag: str) -> None:
+    """So that no replica serves the version of before, and going back needs no second pull."""
+    model = {"revision": "v1", "precision": "bfloat16", "quantization": quantization}
+    release = render(MANY, {"model": model, "benchmark": {"batchSize": 1}})
+    jobs = [job["spec"]["template"]["spec"]["containers"][0] for job in release.all("Job")]
+    assert len(jobs) == 2
+    for container in (release.container, *jobs):
+        args = container["args"]
+        assert args[args.index("--tag") + 1] == tag
+        assert args[args.index("--quantization") + 1] == quantization
+
+
 def test_a_changed_job_is_another_job() -> None:
     base: Values = {"benchmark": {"batchSize": 2}, **MANY}
     names = [job["metadata"]["name"] for job in render(base).all("Job")]
@@ -37,6 +53,7 @@ def test_a_changed_job_is_another_job() -> None:
         ("image.tag", "2"),
         ("model.id", "a/b"),
         ("model.precision", "fp16"),
+        ("model.quantization", "int8"),
         ("nodeSelector", {"a": "b"}),
         ("labels", {"a": "b"}),
         ("extraEnv", [{"name": "A", "value": "b"}]),

@@ -315,6 +315,8 @@ BAD: list[tuple[str, object]] = [
     ("model.id", ""),
     ("model.revision", "-x"),
     ("model.precision", "int8"),
+    ("model.quantization", "int4"),
+    ("model.quantization", True),
     ("model.defaults.topk", 4),
     ("model.defaults.top_k", 2.5),
     ("model.defaults.top_k", "50"),

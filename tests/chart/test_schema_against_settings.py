@@ -94,6 +94,13 @@ FLAGS = [
         "bfloat16",
         (ServerSettings, "precision"),
     ),
+    Flag(
+        "model.quantization",
+        "--quantization",
+        (SERVE, PULL, BENCHMARK),
+        "int8",
+        (ServerSettings, "quantization"),
+    ),
     # The fields do not know the model's own limits.
     default_of_requests("min_length", 7, maximum=CONTEXT),
     default_of_requests("max_length", 700, maximum=CONTEXT),
@@ -181,7 +188,7 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
     },
     ServerSettings: {
         "cache",  # where the volume is mounted
-        "tag",  # made from model.revision and model.precision
+        "tag",  # made from revision, precision and quantization of model
         "chat_template",  # a file that whoever wants it has to mount
         "wait_for_snapshot",  # made from progressDeadline and probes.startup
         "model_id",  # only for --model_name, which the chart always gives
@@ -224,8 +231,9 @@ UNMAPPED: dict[type[BaseModel], set[str]] = {
     },
     PullSettings: {
         "precision",  # model.precision too
+        "quantization",  # model.quantization too
         "dest",  # where the volume is mounted
-        "tag",  # made from model.revision and model.precision
+        "tag",  # made from revision, precision and quantization of model
         "retries",
         "offline",
         "verify",  # download.verify, which is any text

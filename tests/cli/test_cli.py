@@ -17,6 +17,7 @@ from gptj_predictor.settings import (
     GenerationParameters,
     Precision,
     PullSettings,
+    Quantization,
     ServerSettings,
     wire_name,
 )
@@ -105,6 +106,8 @@ def test_every_generation_parameter_has_a_flag_and_a_variable() -> None:
         (["--temperature", "9"], {}, "--temperature 9"),
         (["--temperature", "nan"], {}, "--temperature nan"),
         (["--precision", "int4"], {}, "--precision int4"),
+        (["--quantization", "int4"], {}, "--quantization int4"),
+        ([], {"GPTJ_QUANTIZATION": "8"}, "--quantization 8"),
         (["--device", "tpu"], {}, "--device tpu"),
         (["--device", "cuda:x"], {}, "--device cuda:x"),
         (["--min_length", "50", "--max_length", "40"], {}, "--min_length 50 is above"),
@@ -190,6 +193,7 @@ def test_command_lines_that_are_refused(
         (["snapshot", "pull", "--retries", "-1"], "--retries -1"),
         (["snapshot", "pull", "--retries", "2.5"], "--retries 2.5"),
         (["snapshot", "pull", "--precision", "int4"], "--precision int4"),
+        (["snapshot", "pull", "--quantization", "int4"], "--quantization int4"),
         (["snapshot", "pull", "--tag", "a/b"], "--tag a/b"),
         (["snapshot", "pull", ""], "MODEL_ID"),
         (["benchmark", "--rounds", "0"], "--rounds 0"),
@@ -214,11 +218,12 @@ def test_pull_settings() -> None:
     assert read("pull") == PullSettings()
     assert read(
         *("pull", "a/b", "--revision", "r", "--precision", "fp16", "--dest", "/d", "--tag", "t"),
-        *("--retries", "0", "--offline", "--verify", "--keep-source"),
+        *("--retries", "0", "--offline", "--verify", "--keep-source", "--quantization", "int8"),
     ) == PullSettings(
         model_id="a/b",
         revision="r",
         precision=Precision.FP16,
+        quantization=Quantization.INT8,
         dest=Path("/d"),
         tag="t",
         retries=0,

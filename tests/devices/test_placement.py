@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices import placement
 from gptj_predictor.devices.cuda_report import CudaReport, report_cuda
 from gptj_predictor.devices.placement import DeviceError, find_devices, place
@@ -31,7 +32,7 @@ def place_gptj_6b(
     tied: bool = False,
 ) -> Placement:
     sizes = NetworkLayout(NetworkConfig(tie_word_embeddings=tied)).part_bytes(dtype)
-    return place(sizes, devices, free, dtype=dtype, tied=tied)
+    return place(sizes, devices, free, kind=dtype_name(dtype), tied=tied)
 
 
 def test_what_fits_one_gpu_stays_on_it() -> None:

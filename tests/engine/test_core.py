@@ -75,4 +75,4 @@ def test_info_is_the_network_and_the_sizes(small: ReferenceModel) -> None:
     assert info.step_weight_bytes == 4 * (weights + without_bias - 67 * 48)
     assert info.devices == (CPU,)
     assert list(info.attention) == [CPU]
-    assert info.precision == "float32"
+    assert (info.precision, info.quantization) == ("float32", "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -10,7 +11,13 @@ import torch
 from gptj_predictor.model import int8_packing
 from gptj_predictor.model.int8_packing import Int8Packer
 from gptj_predictor.model.linear import Int8Projection, can_multiply_int8
-from gptj_predictor.model.quantization import quantize, quantize_rows, scales_of
+from gptj_predictor.model.quantization import (
+    FINE_STEPS,
+    QuantizedRows,
+    quantize,
+    quantize_rows,
+    scales_of,
+)
 
 needs_vnni = pytest.mark.skipif(not can_multiply_int8(), reason="the CPU has no VNNI")
 
@@ -41,14 +48,29 @@ def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None
     assert (error.abs() <= scales.double()[:, None] * 0.50001).all()
 
 
-def test_rows_are_rounded_each_by_its_own_scale() -> None:
-    x = rows(33, 96)
-    values, scales = quantize_rows(x)
-    together = values.double() * scales
-    assert (together - x).abs().le(scales * 0.50001).all()
-    alone, scale = quantize_rows(x[7:8])
-    assert alone.equal(values[7:8])
-    assert scale.equal(scales[7:8])
+def values_of(rows: QuantizedRows, row: int) -> torch.Tensor:
+    """What the integers say of a row."""
+    count = len(rows.scales)
+    value = rows.values[row].double()
+    fine = range(count) if rows.fine is None else rows.fine.tolist()
+    if row in fine:
+        value = value + rows.values[count + list(fine).index(row)].double() / FINE_STEPS
+    return value * rows.scales[row].double()
+
+
+@pytest.mark.parametrize("peaks", [[], [3], [0, 3, 5], range(6)])
+def test_rows_are_rounded_each_by_itself(peaks: Sequence[int]) -> None:
+    x = rows(6, 96)
+    for row in peaks:
+        x[row, 7] = 30 * x[row].std() + 1
+    together = quantize_rows(x)
+    assert len(together.values) == 6 + len(peaks)
+    assert together.values.abs().max() <= 127
+    for row in range(6):
+        step = together.scales[row].double() / (FINE_STEPS if row in peaks else 1)
+        assert (values_of(together, row) - x[row]).abs().le(step * 0.502).all()
+        alone = quantize_rows(x[row : row + 1])
+        assert values_of(alone, 0).equal(values_of(together, row))
 
 
 @needs_vnni
@@ -59,12 +81,12 @@ def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
     packer = Int8Packer()
     ones = torch.ones(outputs)
     x = rows(count, inputs)
-    values, scales = quantize_rows(x)
     for seed in range(3):
         weight = int8_weight(outputs, inputs, seed)
         projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs))
-        wanted = (values.double() @ weight.double().T).float() * scales
-        assert projection(x).equal(wanted)
+        quantized = quantize_rows(x)
+        product = (quantized.values.double() @ weight.double().T).float()
+        assert projection(x).equal(quantized.combine(product))
 
 
 @needs_vnni
@@ -111,8 +133,9 @@ def test_projection(packed: bool, dtype: torch.dtype) -> None:
     quantized = quantize(weight, scales)
     projection = Int8Projection(Int8Packer().pack(quantized) if packed else quantized, scales, bias)
     x, residual = torch.randn(5, 128).to(dtype), torch.randn(5, 256).to(dtype)
-    values, row_scales = quantize_rows(x)
-    wanted = (values.double() * row_scales) @ (quantized.double() * scales[:, None]).T + bias
+    rows = quantize_rows(x)
+    values = torch.stack([values_of(rows, row) for row in range(len(x))])
+    wanted = values @ (quantized.double() * scales[:, None]).T + bias
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
     close(projection(x), wanted.to(dtype))

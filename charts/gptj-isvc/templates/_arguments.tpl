@@ -14,12 +14,13 @@
 {{- end }}
 
 {{/*
-The pull gives its version a tag made from revision and precision. The server and the benchmark wait
-for that tag. So after an upgrade to another revision or precision, no replica serves the old version.
+The pull gives its version a tag made from revision, precision and quantization. The server and the
+benchmark wait for that tag. So after an upgrade to others, no replica serves the old version.
 */}}
 {{- define "gptj.tagArgs" -}}
 {{- $revision := regexReplaceAll "[^A-Za-z0-9._-]" .Values.model.revision "-" -}}
-{{- ternary (list "--tag" (printf "%s-%s" $revision (include "gptj.storedPrecision" .))) list .Values.download.enabled | toJson -}}
+{{- $quantized := ternary "-int8" "" (eq .Values.model.quantization "int8") -}}
+{{- ternary (list "--tag" (printf "%s-%s%s" $revision (include "gptj.storedPrecision" .) $quantized)) list .Values.download.enabled | toJson -}}
 {{- end }}
 
 {{/*
@@ -48,7 +49,7 @@ CPU, and hold the GPUs all the same.
 {{- end }}
 
 {{- define "gptj.serveArgs" -}}
-{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) -}}
+{{- $args := list "serve" "--model" .Values.model.id "--model_name" (include "gptj.modelName" .) "--precision" .Values.model.precision "--quantization" .Values.model.quantization "--wait_for_snapshot" (include "gptj.startupSeconds" .) "--http_port" (include "gptj.port" .) -}}
 {{- $args = concat $args (ternary (list "--enable_grpc" "true" "--grpc_port" (include "gptj.grpcPort" .)) (list "--enable_grpc" "false") (eq .Values.protocol "grpc")) -}}
 {{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) -}}
 {{- $args = concat $args (include "gptj.endingArgs" . | fromJsonArray) (include "gptj.accessArgs" . | fromJsonArray) (list "--log_format" .Values.logFormat) -}}
@@ -95,7 +96,7 @@ little before whoever waits for it gives up.
 {{- end }}
 
 {{- define "gptj.pullArgs" -}}
-{{- $args := list "snapshot" "pull" .Values.model.id "--revision" .Values.model.revision "--precision" (include "gptj.storedPrecision" .) "--dest" "/mnt/models" -}}
+{{- $args := list "snapshot" "pull" .Values.model.id "--revision" .Values.model.revision "--precision" (include "gptj.storedPrecision" .) "--quantization" .Values.model.quantization "--dest" "/mnt/models" -}}
 {{- if ne (toString .Values.download.verify) "" -}}
 {{- $args = append $args "--verify" -}}
 {{- end -}}
@@ -107,7 +108,7 @@ The name of the output folder has a hash of the settings and of the requested ma
 of the same Job resumes its results, and another benchmark never does.
 */}}
 {{- define "gptj.benchmarkArgs" -}}
-{{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
+{{- $args := list "benchmark" "--model" .Values.model.id "--precision" .Values.model.precision "--quantization" .Values.model.quantization "--wait_for_snapshot" (include "gptj.seconds" .Values.progressDeadline) "--batch-size" (int64 .Values.benchmark.batchSize | toString) "--warmup-rounds" (int64 .Values.benchmark.warmupRounds | toString) -}}
 {{- $args = concat $args (include "gptj.deviceArgs" . | fromJsonArray) (include "gptj.tagArgs" . | fromJsonArray) (include "gptj.strings" .Values.benchmark.extraArgs | fromJsonArray) -}}
 {{- $machine := pick .Values "gpu" "region" "nodeSelector" "affinity" "extraEnv" "envFrom" -}}
 {{- $hash := list (include "gptj.image" .) $args .Values.benchmark.resources $machine | toJson | sha256sum | trunc 8 -}}

@@ -75,6 +75,7 @@ def describe_run(results: Results) -> list[tuple[str, str]]:
         ("commit", run.commit or "unknown"),
         ("path", "through a service's V1 endpoint" if run.path == "HTTP" else run.path),
         ("precision", run.precision or "unknown"),
+        ("quantization", run.quantization or "unknown"),
         *_describe_device(run.device),
     ]
     if run.bandwidth is not None:

@@ -48,6 +48,9 @@ class Run(_Part):
     commit: str | None = Field(None, description="From the manifest.")
     parameters: int = Field(description="Number of weights in the checkpoint.")
     precision: str | None = Field(None, description="What was computed in.")
+    quantization: str | None = Field(
+        None, description="Of the weights that were multiplied with: none or int8."
+    )
     device: Device | None = None
     bandwidth: float | None = Field(
         None,

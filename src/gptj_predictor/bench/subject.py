@@ -59,6 +59,7 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
         SnapshotError: the snapshot is not whole.
         DeviceError: a device of ``settings`` is not there, or the weights do not fit.
         PrecisionError: a device cannot compute in the precision of ``settings``.
+        QuantizationError: a device cannot compute with weights of their quantization.
         TokenizerError: the tokenizer cannot be read.
     """
     settings = settings.model_copy(
@@ -70,6 +71,7 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
     run = _describe_run(launch.folder).model_copy(
         update={
             "precision": dtype_name(launch.dtype),
+            "quantization": launch.quantization,
             "device": describe_devices(devices, threads),
         }
     )

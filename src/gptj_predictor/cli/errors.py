@@ -23,7 +23,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn what settings, devices and snapshots may raise into the two errors above.
 
     Raises:
-        SettingsError: a plan, a device or a precision that does not exist here.
+        SettingsError: a plan, a device, a precision or a quantization that does not exist here.
         StartError: a snapshot or the machine is at fault.
     """
     from gptj_predictor.bench.errors import PlanError
@@ -45,9 +45,10 @@ def one_line_errors() -> Iterator[None]:
         # These take seconds to import, where that has not happened yet.
         from gptj_predictor.devices.placement import DeviceError
         from gptj_predictor.devices.precision import PrecisionError
+        from gptj_predictor.devices.quantization import QuantizationError
         from gptj_predictor.tokenizer import TokenizerError
 
-        if isinstance(error, DeviceError | PrecisionError):
+        if isinstance(error, DeviceError | PrecisionError | QuantizationError):
             raise SettingsError(str(error)) from error
         if isinstance(error, TokenizerError):
             raise StartError(str(error)) from error

@@ -90,6 +90,7 @@ def pull(flags: argparse.Namespace, _: Mapping[str, str]) -> None:
             model_id=settings.model_id,
             revision=settings.revision,
             precision=settings.precision,
+            quantization=settings.quantization,
             cache=settings.dest,
             offline=settings.offline,
             keep_source=settings.keep_source,

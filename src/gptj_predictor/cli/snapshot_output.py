@@ -50,9 +50,10 @@ def _describe(version: VersionInfo) -> str:
     if version.commit is None:
         return f"{name}: {state}"
     tags = "".join(f", tag {tag}" for tag in version.tags)
+    quantized = "" if version.quantization == "none" else f" with {version.quantization} weights"
     return (
         f"{name}: {version.model_id} at {version.revision} ({version.commit}), "
-        f"{version.precision}, {readable(version.bytes or 0)}{tags}, {state}"
+        f"{version.precision}{quantized}, {readable(version.bytes or 0)}{tags}, {state}"
     )
 
 

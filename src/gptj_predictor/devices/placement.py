@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.devices.cuda_report import find_trouble, report_cuda
 from gptj_predictor.devices.host import free_memory
 from gptj_predictor.model.network import Placement
@@ -61,7 +60,7 @@ def place(
     devices: list[torch.device],
     free: Mapping[torch.device, int],
     *,
-    dtype: torch.dtype,
+    kind: str,
     tied: bool,
 ) -> Placement:
     """Use as few of the devices as the weights need, in their order; layers stay whole.
@@ -70,7 +69,7 @@ def place(
         sizes: Bytes of the embedding, of each layer and of the head, in this order.
         devices: What may be used.
         free: Their free memory in bytes.
-        dtype: Of the weights, for the message.
+        kind: What the weights are, for the message: ``bfloat16``.
         tied: Whether the head shares the embedding's weight and so its device.
 
     Raises:
@@ -90,11 +89,10 @@ def place(
     available = ", ".join(
         f"{room[device]} of {free[device]} free bytes on {device}" for device in devices
     )
-    name = dtype_name(dtype)
     raise DeviceError(
-        f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {name}) and do not fit the "
-        f"room for them: {available}; a 16-bit --precision halves float32, and --device takes "
-        "several devices"
+        f"the weights need {needed} bytes ({needed / 1e9:.1f} GB in {kind}) and do not fit the "
+        f"room for them: {available}; a 16-bit --precision halves float32, --quantization int8 "
+        "halves 16 bits, and --device takes several devices"
     )
 
 

@@ -54,6 +54,7 @@ class EngineInfo:
     devices: tuple[torch.device, ...]  # that hold the network, in the order of use
     attention: dict[torch.device, str]  # each device's attention by name
     precision: str  # of weights and KV cache: torch's name of the dtype
+    quantization: str  # of the weights of products: none or int8
 
 
 class EngineCore:
@@ -104,6 +105,7 @@ class EngineCore:
             devices=network.placement.devices,
             attention={device: a.name for device, a in network.attentions.items()},
             precision=dtype_name(network.dtype),
+            quantization=network.quantization,
         )
 
     def info(self) -> EngineInfo:

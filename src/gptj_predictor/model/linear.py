@@ -100,19 +100,21 @@ class Int8Projection(Projection):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
-        values, scales = quantize_rows(x)
-        return torch.addcmul(self._bias, self._multiply(values), scales).to(x.dtype)
+        return self._multiply(x).add_(self._bias).to(x.dtype)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.add_to`."""
-        values, scales = quantize_rows(x)
-        return residual.copy_(self._multiply(values).mul_(scales).add_(self._bias).add_(residual))
+        return residual.copy_(self._multiply(x).add_(self._bias).add_(residual))
 
-    def _multiply(self, values: torch.Tensor) -> torch.Tensor:
-        """fp32 ``[T, outputs]``: a product of integers times the outputs' scales."""
+    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
+        """``x W^T`` in fp32."""
+        rows = quantize_rows(x)
         if self._weight.is_mkldnn:
-            return _multiply_packed(values, self._weight, self._scales, self._zero_points)
-        return functional.linear(values.float(), self._weight.float()).mul_(self._scales)
+            product = _multiply_packed(rows.values, self._weight, self._scales, self._zero_points)
+        else:
+            product = functional.linear(rows.values.float(), self._weight.float())
+            product.mul_(self._scales)
+        return rows.combine(product)
 
 
 def _multiply_packed(

@@ -17,6 +17,7 @@ from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
 from gptj_predictor.model.linear import make_projection
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
 
 #: By name, each filled and on its device.
@@ -114,6 +115,11 @@ class GPTJNetwork:
         self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
+
+    @property
+    def quantization(self) -> WeightQuantization:
+        """How the weights of products are held."""
+        return "int8" if any(name.endswith(".scale") for name in self.weights) else "none"
 
     @property
     def head_size(self) -> int:

@@ -108,6 +108,9 @@ def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torc
     ``causal`` says that the last Q tokens of the context are the queries' own.
     """
     queries = _heads_first(queries)
+    if queries.shape[2] == 1 and queries.device.type == "cpu" and _is_slow_in(queries.dtype):
+        queries = queries.float()
+        pieces = [(keys.float(), values.float()) for keys, values in pieces]
     if queries.device.type == "cpu" and len(pieces) > 1:
         out = _merge_pieces(queries, pieces, causal=causal)
     else:
@@ -118,6 +121,17 @@ def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torc
             queries, keys, values, attn_mask=mask, is_causal=causal and mask is None
         )
     return out[0].transpose(0, 1)
+
+
+@cache
+def _is_slow_in(dtype: torch.dtype) -> bool:
+    """Whether a CPU attends sooner with one query if all is cast to fp32 before.
+
+    torch's kernel multiplies a 16-bit vector value by value where no AMX does it: 355 us for 8
+    heads of 256 values and 70 tokens, against 98 with the casts; 1,580 against 233 for 300 tokens.
+    """
+    amx = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
+    return dtype in amx and not torch.cpu.get_capabilities().get(amx[dtype])
 
 
 def _merge_pieces(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torch.Tensor:

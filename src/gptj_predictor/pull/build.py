@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import write_whole
 from gptj_predictor.pull.convert import (
+    Storage,
     check_checkpoint,
     convert,
     is_servable,
@@ -19,6 +19,9 @@ from gptj_predictor.pull.convert import (
 )
 from gptj_predictor.pull.job import Job, Plan, bytes_in
 from gptj_predictor.snapshot.folder import read_json_object
+
+#: Of a ``config.json`` beside int8 weights.
+QUANTIZATION_CONFIG = {"quant_method": "gptj-predictor", "weights": "int8", "scales": "per output"}
 
 
 def build(job: Job, plan: Plan) -> None:
@@ -32,7 +35,7 @@ def build(job: Job, plan: Plan) -> None:
         OSError: it cannot be written.
     """
     files = [file.name for file in plan.weights if not file.name.endswith(".json")]
-    if is_servable(plan.source, files, plan.dtype):
+    if is_servable(plan.source, files, plan.storage):
         shutil.rmtree(plan.build, ignore_errors=True)
         plan.source.rename(plan.build)
         return
@@ -45,14 +48,24 @@ def build(job: Job, plan: Plan) -> None:
     for small in plan.small:
         shutil.copy(plan.source / small.name, plan.build)
     kept = {name: sources[name] for name in (*plan.shapes, "lm_head.weight") if name in sources}
-    job.make_room(stored_bytes(kept, plan.dtype) - bytes_in(plan.build))
-    convert(kept, plan.build, plan.dtype, job.check)
-    _set_dtype(plan.build / "config.json", plan.dtype or next(iter(kept.values())).dtype)
+    job.make_room(stored_bytes(kept, plan.storage) - bytes_in(plan.build))
+    convert(kept, plan.build, plan.storage, job.check)
+    storage = plan.storage
+    if storage.dtype is None:
+        storage = replace(storage, dtype=next(iter(kept.values())).dtype)
+    describe_weights(plan.build / "config.json", storage)
 
 
-def _set_dtype(config: Path, dtype: torch.dtype) -> None:
-    """Say in a configuration what the weights are stored in, as transformers does."""
+def describe_weights(config: Path, storage: Storage) -> None:
+    """Say in a configuration how the weights are stored, as transformers does.
+
+    Of int8 weights it says so under a method that transformers does not know, and so warns of:
+    without that it would take the integers for the weights in silence.
+    """
     content = read_json_object(config)
     content.pop("torch_dtype", None)
-    content["dtype"] = dtype_name(dtype)
+    if storage.dtype is not None:
+        content["dtype"] = dtype_name(storage.dtype)
+    if storage.quantized:
+        content["quantization_config"] = QUANTIZATION_CONFIG
     write_whole(config, json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,4 +1,4 @@
-"""Converting a downloaded checkpoint, pickled or not, to sharded safetensors in one dtype.
+"""Converting a downloaded checkpoint, pickled or not, to sharded safetensors.
 
 It goes tensor by tensor and piece by piece: memory holds one shard, whatever the checkpoint's size.
 """
@@ -14,6 +14,7 @@ import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress
+from gptj_predictor.model.quantization import quantize, scales_of
 from gptj_predictor.snapshot.blocks import read_into
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
@@ -31,6 +33,7 @@ from gptj_predictor.snapshot.folder import (
     StoredTensor,
     read_header,
 )
+from gptj_predictor.snapshot.layout import SCALE_SUFFIX
 
 #: Bytes of tensors in one shard, unless one tensor alone has more. It is in memory twice, while it
 #: is compared with what is on disk.
@@ -113,6 +116,59 @@ class SafeTensor(Source):
                 yield piece
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How tensors are stored.
+
+    Attributes:
+        dtype: Of their values; each tensor's own if ``None``.
+        quantized: Those that become int8 out of values in ``dtype``, each with all tensors that
+            have the same scales, as they are side by side in the network's rows.
+    """
+
+    dtype: torch.dtype | None = None
+    quantized: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What is made, for people."""
+        name = "safetensors" if self.dtype is None else dtype_name(self.dtype)
+        return f"{name} with int8 weights" if self.quantized else name
+
+    def bytes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Bytes of a tensor and its scales, if it has some; ``dtype`` is what it is read in."""
+        elements = torch.Size(shape).numel()
+        if name in self.quantized:
+            return elements + shape[0] * torch.float32.itemsize
+        return elements * dtype.itemsize
+
+    def tensors(self, name: str, sources: Mapping[str, Source]) -> dict[str, torch.Tensor]:
+        """What is stored of a tensor.
+
+        Raises:
+            SnapshotError: the dtype cannot hold a value.
+        """
+        values = self._read(name, sources)
+        if name not in self.quantized:
+            return {name: values}
+        largest = [
+            (values if sharer == name else self._read(sharer, sources)).abs().amax(1).float()
+            for sharer in self.quantized[name]
+        ]
+        scales = scales_of(torch.stack(largest, 1))
+        return {name: quantize(values, scales), f"{name}{SCALE_SUFFIX}": scales}
+
+    def _read(self, name: str, sources: Mapping[str, Source]) -> torch.Tensor:
+        dtype = self.dtype or sources[name].dtype
+        try:
+            return sources[name].read(dtype)
+        except OverflowError:
+            raise SnapshotError(
+                f"tensor {name} has values that {dtype_name(dtype)} cannot hold; "
+                "use --precision bfloat16 or native"
+            ) from None
+
+
 def open_checkpoint(folder: Path, files: list[str]) -> dict[str, Source]:
     """Every weight of downloaded files by its name, constant buffers left out.
 
@@ -163,6 +219,11 @@ def check_checkpoint(
         if name not in sources:
             raise SnapshotError(f"{whose} is not a GPT-J: it has no tensor {name}")
         source = sources[name]
+        if source.dtype is torch.int8:
+            raise SnapshotError(
+                f"{whose} stores tensor {name} as int8; a pull makes int8 weights itself, out of a "
+                "checkpoint in 16 or 32 bits"
+            )
         if source.shape != shape or not source.dtype.is_floating_point:
             raise SnapshotError(
                 f"{whose}: tensor {name} is {source.dtype} {list(source.shape)}; "
@@ -173,7 +234,7 @@ def check_checkpoint(
 def convert(
     sources: Mapping[str, Source],
     folder: Path,
-    dtype: torch.dtype | None,
+    storage: Storage,
     check: Callable[[], None],
 ) -> None:
     """Write shards and their index; a shard that is whole already stays.
@@ -183,46 +244,45 @@ def convert(
     Args:
         sources: The checkpoint's tensors, in the order in which they are to be stored.
         folder: Where to; must exist.
-        dtype: To store them in; each tensor's own if ``None``.
+        storage: How to store them.
         check: Called now and then; raises to end the work.
 
     Raises:
         SnapshotError: the dtype cannot hold a value, or what is on disk is not what was written.
         OSError: it cannot be written.
     """
-    shards = _plan(sources, dtype)
+    shards = _plan(sources, storage)
     names = [
         f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))
     ]
-    sizes = [sum(_bytes(sources[key], dtype) for key in shard) for shard in shards]
+    sizes = [stored_bytes({key: sources[key] for key in shard}, storage) for shard in shards]
     there = sum(size for name, size in zip(names, sizes, strict=True) if (folder / name).exists())
-    with Progress(f"converting to {_dtype_name(dtype)}", sum(sizes), there) as progress:
+    weight_map: dict[str, str] = {}
+    with Progress(f"converting to {storage.name}", sum(sizes), there) as progress:
         for name, shard, size in zip(names, shards, sizes, strict=True):
             check()
+            weight_map |= dict.fromkeys(_stored_names(shard, storage), name)
             if (folder / name).exists():
                 continue
-            _write_shard({key: _read(key, sources[key], dtype) for key in shard}, folder / name)
+            tensors: dict[str, torch.Tensor] = {}
+            for key in shard:
+                tensors |= storage.tensors(key, sources)
+            _write_shard(tensors, folder / name)
             progress.advance(size)
-    weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
     write_whole(folder / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _read(name: str, source: Source, dtype: torch.dtype | None) -> torch.Tensor:
-    try:
-        return source.read(dtype or source.dtype)
-    except OverflowError:
-        raise SnapshotError(
-            f"tensor {name} has values that {_dtype_name(dtype or source.dtype)} cannot hold; "
-            "use --precision bfloat16 or native"
-        ) from None
+def _stored_names(shard: list[str], storage: Storage) -> list[str]:
+    scales = [f"{name}{SCALE_SUFFIX}" for name in shard if name in storage.quantized]
+    return [*shard, *scales]
 
 
-def _plan(sources: Mapping[str, Source], dtype: torch.dtype | None) -> list[list[str]]:
+def _plan(sources: Mapping[str, Source], storage: Storage) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     room = SHARD_BYTES
     for name, source in sources.items():
-        size = _bytes(source, dtype)
+        size = stored_bytes({name: source}, storage)
         if shards[-1] and size > room:
             shards.append([])
             room = SHARD_BYTES
@@ -246,9 +306,12 @@ def _write_shard(tensors: dict[str, torch.Tensor], file: Path) -> None:
     put_in_place(new, file)
 
 
-def is_servable(folder: Path, files: list[str], dtype: torch.dtype | None) -> bool:
-    """Whether downloaded files are already what a conversion would make of them."""
-    if not all(name.endswith(".safetensors") for name in files):
+def is_servable(folder: Path, files: list[str], storage: Storage) -> bool:
+    """Whether downloaded files are already what a conversion would make of them.
+
+    Never for int8 weights: those are always made here.
+    """
+    if storage.quantized or not all(name.endswith(".safetensors") for name in files):
         return False
     stored = {
         key: tensor
@@ -257,17 +320,13 @@ def is_servable(folder: Path, files: list[str], dtype: torch.dtype | None) -> bo
     }
     if any(key.endswith(CONSTANT_BUFFERS) for key in stored):
         return False
-    return dtype is None or {tensor.dtype for tensor in stored.values()} == {dtype}
+    dtypes = {tensor.dtype for tensor in stored.values()}
+    return torch.int8 not in dtypes if storage.dtype is None else dtypes == {storage.dtype}
 
 
-def stored_bytes(sources: Mapping[str, Source], dtype: torch.dtype | None) -> int:
+def stored_bytes(sources: Mapping[str, Source], storage: Storage) -> int:
     """Bytes of the converted tensors."""
-    return sum(_bytes(source, dtype) for source in sources.values())
-
-
-def _bytes(source: Source, dtype: torch.dtype | None) -> int:
-    return torch.Size(source.shape).numel() * (dtype or source.dtype).itemsize
-
-
-def _dtype_name(dtype: torch.dtype | None) -> str:
-    return "safetensors" if dtype is None else dtype_name(dtype)
+    return sum(
+        storage.bytes(name, source.shape, storage.dtype or source.dtype)
+        for name, source in sources.items()
+    )

@@ -40,6 +40,7 @@ def describe(job: Job, plan: Plan) -> None:
         ),
         files=files,
         tools={name: installed_version(name) for name in TOOLS},
+        quantization=job.request.stored_quantization,
     )
     manifest.write(build)
     check_tensors(SnapshotFolder.open(build))

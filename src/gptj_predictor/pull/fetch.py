@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from gptj_predictor.pull.hub import HubFile, Listing, download
@@ -17,9 +16,9 @@ def fetch_all(job: Job, plan: Plan) -> None:
         SnapshotError: there is no room, or a file cannot be had.
         OSError: it cannot be written.
     """
-    elements = sum(math.prod(shape) for shape in plan.shapes.values())
-    if plan.dtype is not None:
-        made = elements * plan.dtype.itemsize
+    storage = plan.storage
+    if storage.dtype is not None:
+        made = sum(storage.bytes(name, shape, storage.dtype) for name, shape in plan.shapes.items())
     elif plan.weights[0].name.endswith(".safetensors"):
         made = 0  # most likely these files are taken as they are
     else:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from gptj_predictor.common.progress import readable
+from gptj_predictor.model.quantization import WeightQuantization
+from gptj_predictor.pull.convert import Storage
 from gptj_predictor.pull.hub import HubFile, Listing
-from gptj_predictor.settings import Precision
+from gptj_predictor.settings import Precision, Quantization
 from gptj_predictor.snapshot.advice import prune_command
 from gptj_predictor.snapshot.cache import ModelRoot
 from gptj_predictor.snapshot.errors import SnapshotError
@@ -32,6 +32,7 @@ class PullRequest:
         revision: Branch, tag or commit.
         precision: To store; ``auto`` is this machine's GPU's, without one bfloat16, or the
             checkpoint's own if that has 16 bits already.
+        quantization: Of the weights of products, which is none with ``auto``.
         cache: The model cache; the model's root is made in it.
         offline: Use what is there already and no network.
         keep_source: Keep what was downloaded beside what was made of it.
@@ -45,10 +46,16 @@ class PullRequest:
     cache: Path
     retries: int
     precision: Precision = Precision.AUTO
+    quantization: Quantization = Quantization.AUTO
     offline: bool = False
     keep_source: bool = False
     verify: bool = False
     tag: str | None = None
+
+    @property
+    def stored_quantization(self) -> WeightQuantization:
+        """What ``quantization`` comes to."""
+        return "int8" if self.quantization is Quantization.INT8 else "none"
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Plan:
         small: The files to download beside the weights.
         weights: The files of the weights, with their index if they have one.
         precision: To store; never ``auto``.
-        dtype: To store the weights in; ``None`` for the checkpoint's own.
+        storage: How to store the weights.
         shapes: Name and shape of every tensor that the configuration asks for.
         name: Of the version.
         source: Folder of the download.
@@ -100,7 +107,7 @@ class Plan:
     small: list[HubFile]
     weights: list[HubFile]
     precision: Precision
-    dtype: torch.dtype | None
+    storage: Storage
     shapes: dict[str, tuple[int, ...]]
     name: str
     source: Path

@@ -88,6 +88,7 @@ def _find_offline(job: Job) -> Path | None:
                 and manifest.model_id == wanted.model_id
                 and wanted.revision in {manifest.revision, manifest.commit}
                 and wanted.precision in {Precision.AUTO, manifest.precision}
+                and wanted.stored_quantization == manifest.quantization
                 and not check_version(version, everything=wanted.verify)
             ):
                 return version

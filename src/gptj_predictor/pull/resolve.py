@@ -14,12 +14,14 @@ from gptj_predictor.devices.precision import (
     describe_device,
 )
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.pull.convert import Storage
 from gptj_predictor.pull.fetch import fetch
 from gptj_predictor.pull.hub import HubFile, Listing, list_files
 from gptj_predictor.pull.job import LISTING_FILE, Job, Plan
 from gptj_predictor.settings import Precision
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import INDEX_FILE, SINGLE_FILE, read_config
+from gptj_predictor.snapshot.layout import NetworkLayout, is_multiplied
 from gptj_predictor.snapshot.load import expected_shapes
 from gptj_predictor.snapshot.manifest import Manifest
 
@@ -76,10 +78,12 @@ def make_plan(job: Job, listing: Listing) -> Plan:
     elements = sum(math.prod(shape) for shape in shapes.values())
     precision = _store_in(job.request.precision, sum(file.size for file in weights) / elements)
     name = f"{listing.commit[:12]}-{precision}"
+    storage = Storage(DTYPES.get(precision))
+    if job.request.stored_quantization == "int8":
+        name += "-int8"
+        storage = Storage(storage.dtype, scale_sharers(config))
     build = job.root.pull_path / f"build-{name}"
-    return Plan(
-        listing, small, weights, precision, DTYPES.get(precision), shapes, name, source, build
-    )
+    return Plan(listing, small, weights, precision, storage, shapes, name, source, build)
 
 
 def _undo_move(job: Job, commit: str) -> None:
@@ -123,6 +127,26 @@ def _needed(listing: Listing) -> tuple[list[HubFile], list[HubFile]]:
         f"{where} has no weights in safetensors ({SINGLE_FILE}) nor as torch's pickle "
         f"({PICKLE_FILE})"
     )
+
+
+def scale_sharers(config: NetworkConfig) -> dict[str, tuple[str, ...]]:
+    """The tensors that can be int8, each with all that have the same scales, itself among them.
+
+    The columns of a parameter have: a layer's out_proj and fc_out.
+    """
+    places = {
+        name: place
+        for name, place in NetworkLayout(config).places.items()
+        if is_multiplied(place.parameter)
+    }
+    return {
+        name: tuple(
+            other
+            for other, beside in places.items()
+            if other == name or (place.dim == 1 and beside.parameter == place.parameter)
+        )
+        for name, place in places.items()
+    }
 
 
 def _store_in(wanted: Precision, bytes_per_weight: float) -> Precision:

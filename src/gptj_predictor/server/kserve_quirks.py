@@ -40,13 +40,13 @@ class TruthfulDataPlane(DataPlane):
         return super().metadata() | {"extensions": list(EXTENSIONS)}
 
     async def model_metadata(self, model_name: str) -> dict[str, Any]:
-        """The model, with its one version.
+        """The model, with its one version and what serves it.
 
         Raises:
             ModelNotFound: it is another one.
         """
         found = await super().model_metadata(model_name)
-        return found | {"versions": [MODEL_VERSION]}
+        return found | {"versions": [MODEL_VERSION], "platform": self._predictor.platform}
 
 
 class ClosedRepository(ModelRepositoryExtension):

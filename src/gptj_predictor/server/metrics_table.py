@@ -116,7 +116,7 @@ def _model(state: EngineState) -> Value:
     info = state.info
     devices = ",".join(str(device) for device in info.devices)
     attention = ",".join(dict.fromkeys(info.attention.values()))
-    return {(state.model_name, info.precision, devices, attention): 1}
+    return {(state.model_name, info.precision, info.quantization, devices, attention): 1}
 
 
 _COUNTER, _GAUGE, _HISTOGRAM = Kind
@@ -199,7 +199,7 @@ ENGINE_METRICS: tuple[Metric[EngineState], ...] = (
         _GAUGE,
         "1, with what is served, and how.",
         _model,
-        ("model_name", "precision", "device", "attention"),
+        ("model_name", "precision", "quantization", "device", "attention"),
     ),
     Metric(
         "gptj_requests_running",

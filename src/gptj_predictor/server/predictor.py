@@ -108,8 +108,17 @@ class GPTJPredictor(kserve.Model):
     def fingerprint(self) -> str:
         """Stands for what a seeded text depends on beside its request, as far as this is known."""
         info = self._loaded().engine.info()
-        parts = [__version__, self.name, info.precision, *map(str, info.attention.items())]
+        parts = [__version__, self.name, self.platform, *map(str, info.attention.items())]
         return f"fp_{hashlib.sha256(repr(parts).encode()).hexdigest()[:10]}"
+
+    @property
+    def platform(self) -> str:
+        """What computes, and in what: ``gptj-predictor_bfloat16-int8``; empty until loaded."""
+        info = self.engine_info
+        if info is None:
+            return ""
+        quantization = "" if info.quantization == "none" else f"-{info.quantization}"
+        return f"gptj-predictor_{info.precision}{quantization}"
 
     def is_called(self, name: str) -> bool:
         """Whether a client that names a model means this one, by its name or by its id."""

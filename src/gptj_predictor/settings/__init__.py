@@ -22,6 +22,7 @@ from gptj_predictor.settings.server import (
     LogFormat,
     MetricsCompat,
     Precision,
+    Quantization,
     ServerSettings,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "OrderError",
     "Precision",
     "PullSettings",
+    "Quantization",
     "ReportSettings",
     "ServerSettings",
     "SnapshotSettings",

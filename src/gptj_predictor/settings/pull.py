@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gptj_predictor.settings.metadata import Positional, Switch, UnsetMeans
 from gptj_predictor.settings.names import DEFAULT_MODEL_ID, MOUNTED_MODEL, TAG_PATTERN
-from gptj_predictor.settings.server import Precision
+from gptj_predictor.settings.server import Precision, Quantization
 
 
 class PullSettings(BaseModel):
@@ -25,6 +25,11 @@ class PullSettings(BaseModel):
         Precision.AUTO,
         description="Precision to store. auto: that of the GPU here, else bfloat16, or the "
         "checkpoint's own if that has 16 bits.",
+    )
+    quantization: Quantization = Field(
+        Quantization.AUTO,
+        description="auto, none: weights of --precision; int8: the products' weights as 8-bit "
+        "integers with scales, made of weights in --precision; the files are half as large.",
     )
     dest: Path = Field(MOUNTED_MODEL, description="The model cache: the folder to fill.")
     tag: Annotated[str | None, UnsetMeans("none")] = Field(

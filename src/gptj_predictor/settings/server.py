@@ -52,6 +52,14 @@ class Precision(enum.StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantization(enum.StrEnum):
+    """What a user may ask for with ``--quantization``."""
+
+    AUTO = "auto"
+    NONE = "none"
+    INT8 = "int8"
+
+
 class LogFormat(enum.StrEnum):
     """What ``--log_format`` may be."""
 
@@ -103,6 +111,12 @@ class ServerSettings(BaseModel):
     precision: Precision = Field(
         Precision.AUTO,
         description="auto: by device; native: as the checkpoint is stored; or fp16, bfloat16.",
+    )
+    quantization: Quantization = Field(
+        Quantization.AUTO,
+        description="auto: as the snapshot is stored; none: weights of --precision; int8: the "
+        "products' weights as 8-bit integers, half of 16 bits, made while loading where the "
+        "snapshot does not store them.",
     )
     device: str = Field(
         "auto",

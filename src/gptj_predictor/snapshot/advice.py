@@ -28,13 +28,18 @@ def repull_command(manifest: Manifest, cache: Path, tag: str | None = None) -> s
         )
     return (
         f"run: gptj-predictor snapshot pull {manifest.model_id} --revision {manifest.revision} "
-        f"--precision {manifest.precision} --dest {cache} --verify{_tagging(tag)}"
+        f"--precision {manifest.precision}{_quantizing(manifest)} --dest {cache} --verify"
+        f"{_tagging(tag)}"
     )
 
 
 def prune_command(folder: Path) -> str:
     """What to type to remove versions that are no longer served."""
     return f"run: gptj-predictor snapshot prune {folder}"
+
+
+def _quantizing(manifest: Manifest) -> str:
+    return "" if manifest.quantization == "none" else f" --quantization {manifest.quantization}"
 
 
 def _tagging(tag: str | None) -> str:

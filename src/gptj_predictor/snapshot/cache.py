@@ -7,6 +7,7 @@
         versions/
           47e169305d2e-bfloat16/    one whole snapshot, with its manifest; never changed again
           47e169305d2e-bfloat16.damaged    what a reader found wrong with it since
+          47e169305d2e-bfloat16-int8/      the same with int8 weights
         pull/                       unfinished work, there only while a pull runs or after it died
         pull.lock                   the lease of the pull that runs
 

@@ -20,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from gptj_predictor.common.dtypes import FLOAT_DTYPES
 from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot import tensorizer
 from gptj_predictor.snapshot.blocks import read_layout
 from gptj_predictor.snapshot.cache import ModelRoot, repair_command
 from gptj_predictor.snapshot.config import parse_config
 from gptj_predictor.snapshot.damage import remember_damage
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
+from gptj_predictor.snapshot.layout import SCALE_SUFFIX
 from gptj_predictor.snapshot.manifest import Manifest
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -62,7 +64,8 @@ class SnapshotFolder:
     Attributes:
         path: The folder.
         config: The network's configuration, as transformers reads it.
-        tensors: Every weight by its checkpoint name, without constant buffers.
+        tensors: Every weight by its checkpoint name, and the scales of int8 weights; without
+            constant buffers.
         manifest: What the pull that made it says of it, if one did.
     """
 
@@ -92,16 +95,30 @@ class SnapshotFolder:
 
     @property
     def parameters(self) -> int:
-        """Number of values in all tensors."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
+        """Number of values in all weights."""
+        return sum(
+            math.prod(tensor.shape)
+            for name, tensor in self.tensors.items()
+            if not name.endswith(SCALE_SUFFIX)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of most of the weights, in elements: what ``--precision native`` means."""
+        """The dtype of most of the weights, in elements: what ``--precision native`` means.
+
+        Of int8 weights it is that of the others, which they were made in.
+        """
         elements: Counter[torch.dtype] = Counter()
-        for tensor in self.tensors.values():
-            elements[tensor.dtype] += int(torch.Size(tensor.shape).numel())
+        for name, tensor in self.tensors.items():
+            if tensor.dtype is not torch.int8 and not name.endswith(SCALE_SUFFIX):
+                elements[tensor.dtype] += math.prod(tensor.shape)
         return elements.most_common(1)[0][0]
+
+    @property
+    def quantization(self) -> WeightQuantization:
+        """How the weights of products are stored."""
+        is_int8 = any(tensor.dtype is torch.int8 for tensor in self.tensors.values())
+        return "int8" if is_int8 else "none"
 
 
 def with_repair(error: SnapshotError, path: Path) -> SnapshotError:
@@ -200,7 +217,8 @@ def read_header(file: Path, *, constants: bool = False) -> dict[str, StoredTenso
     """The tensors of a safetensors file, with the old constant buffers or without.
 
     Raises:
-        SnapshotError: it is missing, cut off or damaged, or holds other than floats.
+        SnapshotError: it is missing, cut off or damaged, or holds other than floats and weights in
+            int8.
     """
     try:
         _, layout = read_layout(file)
@@ -213,11 +231,12 @@ def read_header(file: Path, *, constants: bool = False) -> dict[str, StoredTenso
                     continue
                 header = opened.get_slice(name)
                 dtype = header.get_dtype()
-                _check_float(file, name, dtype, constant or dtype in FLOAT_DTYPES)
+                known = FLOAT_DTYPES | ({"I8": torch.int8} if name.endswith(".weight") else {})
+                _check_float(file, name, dtype, constant or dtype in known)
                 tensors[name] = StoredTensor(
                     file=file,
                     offset=offsets[name],
-                    dtype=FLOAT_DTYPES.get(dtype, torch.bool),
+                    dtype=known.get(dtype, torch.bool),
                     shape=tuple(header.get_shape()),
                 )
         return tensors

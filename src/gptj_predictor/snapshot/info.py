@@ -34,6 +34,7 @@ class VersionInfo:
         revision: What was asked for.
         commit: What it resolved to.
         precision: What was asked for.
+        quantization: How the weights of products are stored, ``none`` or ``int8``.
         bytes: Of all files.
     """
 
@@ -47,6 +48,7 @@ class VersionInfo:
     revision: str | None = None
     commit: str | None = None
     precision: str | None = None
+    quantization: str | None = None
     bytes: int | None = None
 
 
@@ -145,5 +147,6 @@ def _describe_version(
         revision=manifest.revision,
         commit=manifest.commit,
         precision=manifest.precision,
+        quantization=manifest.quantization,
         bytes=sum(record.size for record in manifest.files.values()),
     )

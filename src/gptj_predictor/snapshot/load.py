@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.common.files import explain_unreadable
 from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.model.config import NetworkConfig
@@ -37,23 +38,36 @@ def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(folder: SnapshotFolder) -> None:
-    """Compare the stored names and shapes with those that the configuration asks for.
+    """Compare the stored names, shapes and dtypes with those that the configuration asks for.
 
     Raises:
-        SnapshotError: a tensor is missing, has another shape, or belongs to something else.
+        SnapshotError: a tensor is missing, has another shape, or belongs to something else; or some
+            weights that are multiplied with are int8 and others not.
     """
-    wanted = expected_shapes(folder.config)
-    for name, shape in wanted.items():
+    quantization = folder.quantization
+    layout = NetworkLayout(folder.config, quantization, stored=quantization)
+    for name, place in layout.places.items():
         if name not in folder.tensors:
             raise SnapshotError(f"{folder.path}: tensor {name} is missing")
         stored = folder.tensors[name]
-        if stored.shape != shape:
+        if stored.shape != place.shape:
             raise SnapshotError(
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}; "
-                f"config.json asks for {list(shape)}"
+                f"config.json asks for {list(place.shape)}"
+            )
+        wanted = layout.parameters[place.parameter].dtype
+        if wanted is not None and stored.dtype is not wanted:
+            raise SnapshotError(
+                f"{stored.file}: tensor {name} is stored as {dtype_name(stored.dtype)}; beside "
+                f"other int8 weights it must be {dtype_name(wanted)}"
+            )
+        if wanted is None and stored.dtype is torch.int8:
+            raise SnapshotError(
+                f"{stored.file}: tensor {name} is stored as int8, which only weights of products "
+                "can be"
             )
     # A tied checkpoint may or may not repeat the embedding under the head's name.
-    foreign = sorted(set(folder.tensors) - set(wanted) - {"lm_head.weight"})
+    foreign = sorted(set(folder.tensors) - set(layout.places) - {"lm_head.weight"})
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise SnapshotError(f"{folder.path}: tensor {foreign[0]}{more} is not part of a GPT-J")
@@ -83,11 +97,14 @@ def load_network(
 
     Raises:
         SnapshotError: :func:`check_tensors`'s, or a file that changed or broke since.
-        ValueError: ``placement`` is not for this configuration: see :class:`NetworkBuilder`.
+        ValueError: ``placement`` is not for this configuration, or the folder stores int8 weights
+            and the network is not to have them: see :class:`NetworkBuilder`.
     """
     check_tensors(folder)
     started = time.perf_counter()
-    builder = NetworkBuilder(folder.config, dtype, placement, quantization)
+    builder = NetworkBuilder(
+        folder.config, dtype, placement, quantization, stored=folder.quantization
+    )
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):

@@ -13,16 +13,22 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gptj_predictor.common.files import explain_unreadable, write_whole
+from gptj_predictor.settings import Quantization
 from gptj_predictor.snapshot.blocks import BLOCK_BYTES
 from gptj_predictor.snapshot.errors import SnapshotDamagedError, SnapshotError
 
+if TYPE_CHECKING:  # it imports torch, for which reading a manifest need not wait
+    from gptj_predictor.model.quantization import WeightQuantization
+
 MANIFEST_FILE = "manifest.json"
 
-#: Version of the manifest's own layout.
+#: Version of the manifest's own layout. A program that cannot read int8 weights refuses the second
+#: one by its number; the first one does not name the quantization, because there is none.
 FORMAT = 1
+QUANTIZED_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Manifest:
         sources: For each downloaded weight file its name, size and the hub's own digest.
         files: Every file of the snapshot but the manifest, by name.
         tools: Versions of what made it.
+        quantization: How the weights of products are stored, ``none`` or ``int8``.
     """
 
     model_id: str
@@ -63,6 +70,7 @@ class Manifest:
     sources: tuple[dict[str, Any], ...]
     files: dict[str, FileRecord]
     tools: dict[str, str] = field(default_factory=dict)
+    quantization: WeightQuantization = "none"
 
     def write(self, folder: Path) -> None:
         """Write it into the snapshot's folder."""
@@ -70,6 +78,10 @@ class Manifest:
 
     def _render(self) -> bytes:
         content: dict[str, Any] = {"format": FORMAT, "block_bytes": BLOCK_BYTES, **asdict(self)}
+        if self.quantization == "none":
+            del content["quantization"]
+        else:
+            content["format"] = QUANTIZED_FORMAT
         text = json.dumps(content, sort_keys=True)
         content["manifest_sha256"] = hashlib.sha256(text.encode()).hexdigest()
         return json.dumps(content, indent=1, sort_keys=True).encode() + b"\n"
@@ -91,9 +103,15 @@ class Manifest:
             raise SnapshotError(explain_unreadable(file, error)) from error
         try:
             content = json.loads(raw)
-            if content["format"] != FORMAT:
+            if content["format"] not in (FORMAT, QUANTIZED_FORMAT):
                 raise SnapshotError(
-                    f"{file} has format {content['format']!r}; this version reads {FORMAT}"
+                    f"{file} has format {content['format']!r}; this version reads {FORMAT} and "
+                    f"{QUANTIZED_FORMAT}"
+                )
+            quantization = content.get("quantization", "none")
+            if quantization not in (Quantization.NONE, Quantization.INT8):
+                raise SnapshotError(
+                    f"{file} has quantization {quantization!r}; this version reads none and int8"
                 )
             manifest = cls(
                 model_id=content["model_id"],
@@ -106,6 +124,7 @@ class Manifest:
                     for name, entry in content["files"].items()
                 },
                 tools=content["tools"],
+                quantization=quantization,
             )
             whole = manifest._render() == raw
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
