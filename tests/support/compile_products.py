@@ -89,7 +89,12 @@ def product_source(cut: Cut, shape: ProductShape) -> Any:
 
 
 def dequantize_source(dtype: torch.dtype) -> Any:
-    types: dict[str, str | None] = {"weight": "*i8", "scale": "*fp32", "out": f"*{NAMES[dtype]}", "inputs": "i32"}
+    types: dict[str, str | None] = {
+        "weight": "*i8",
+        "scale": "*fp32",
+        "out": f"*{NAMES[dtype]}",
+        "inputs": "i32",
+    }
     return source(kernels._dequantize, types, kernels.dequantize_options())
 
 
