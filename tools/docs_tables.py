@@ -25,6 +25,7 @@ from gptj_predictor.common.phases import Phase
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.server import metrics_vllm
 from gptj_predictor.server.metrics_table import OWN_METRICS
 from gptj_predictor.server.protocol import Protocol
@@ -136,6 +137,7 @@ def benchmark_tables() -> str:
 
 #: Memory of cards in GiB, about what torch reports.
 CARDS = {
+    "RTX 3060, RTX 4070": 11.7,
     "T4": 14.7,
     "V100, 16 GB": 15.8,
     "RTX 5000": 15.7,
@@ -153,19 +155,40 @@ CONTEXT_BYTES = 2**30
 
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
-    config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
-    weights = sum(NetworkLayout(config).part_bytes(dtype))
-    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
-    token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
+    config, settings = NetworkConfig(), ServerSettings()
     rows = []
     for card, gib in CARDS.items():
-        left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
-        most = settings.max_batch_size * config.n_positions
-        tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
-        together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
-        rows.append([card, f"{tokens:,}", *map(str, together)])
-    heads = ("Card", "Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
-    return table(heads, rows)
+        row = [card]
+        for quantization in ("none", "int8"):
+            tokens = kv_cache_tokens(int(gib * 2**30), config, settings, quantization)
+            together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
+            row += [f"{tokens:,}", *map(str, together)] if tokens else ["does not fit", "", ""]
+        rows.append(row)
+    heads = ("Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
+    return table(("Card", *heads, "With int8 weights: tokens", "Of 256", "Of 2,048"), rows)
+
+
+def kv_cache_tokens(
+    memory: int,
+    config: NetworkConfig,
+    settings: ServerSettings,
+    quantization: WeightQuantization,
+) -> int:
+    """Tokens whose keys and values fit a card beside everything else; 0 if the rest does not.
+
+    Args:
+        memory: The card's bytes.
+        config: Of the network, which is served at 16 bits but for quantized weights.
+        settings: The server's.
+        quantization: How its products' weights are held.
+    """
+    dtype = torch.float16
+    weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
+    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
+    token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
+    left = memory - CONTEXT_BYTES - weights - step
+    most = settings.max_batch_size * config.n_positions
+    return max(0, min(most, int(left * settings.kv_cache_share) // token_bytes))
 
 
 def metrics_table() -> str:

@@ -472,21 +472,42 @@ def test_projection(
 
 
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "int8"])
-def test_projection_as_the_network_calls_it(quantized: bool, shared: Workspace) -> None:
-    for rows in (1, 12, 40):
-        case = Case(rows=rows, quantized=quantized)
-        product = projection_of(case, shared)
-        tolerance = 4 * TOLERANCE[case.dtype]  # by cuBLAS the weights are rounded too
-        expected = case.expected()
-        torch.testing.assert_close(
-            product(case.x).double(), expected, rtol=tolerance, atol=tolerance
-        )
-        torch.testing.assert_close(
-            product.add_to(case.residual.clone(), case.x).double(),
-            expected + case.residual.double(),
-            rtol=tolerance,
-            atol=tolerance,
-        )
+@pytest.mark.parametrize("rows", [1, 12, 40])
+def test_projection_as_the_network_calls_it(rows: int, quantized: bool, shared: Workspace) -> None:
+    case = Case(rows=rows, quantized=quantized)
+    product, residual, expected = projection_of(case, shared), case.residual, case.expected()
+    assert case.biases is not None
+
+    def check(result: torch.Tensor, wanted: torch.Tensor) -> None:
+        tolerance = 6 * TOLERANCE[case.dtype]  # by cuBLAS the weights are rounded too
+        torch.testing.assert_close(result.double(), wanted, rtol=tolerance, atol=tolerance)
+
+    check(product(case.x), expected)
+    added = residual.clone()
+    assert product.add_to(added, case.x).data_ptr() == added.data_ptr()
+    check(added, expected + residual.double())
+    added = residual.clone()
+    product.accumulate(added, case.x)
+    check(added, expected + residual.double() - case.biases.double())
+    product.write(case.x, case.out)
+    check(case.out, expected)
+    assert case.wide[:, :8].isnan().all()
+
+
+@pytest.mark.parametrize("gelu_from", [None, 20])
+@pytest.mark.parametrize("rows", [2, 40])
+def test_a_residual_is_kept_where_there_is_memory_for_the_result(
+    rows: int, gelu_from: int | None, shared: Workspace
+) -> None:
+    case = Case(rows=rows, quantized=True, gelu_from=gelu_from, add=True)
+    residual, out = case.residual.clone(), torch.empty_like(case.residual)
+    product = projection_of(case, shared)
+    for way in (CUBLAS, product.way(rows)):
+        product._ways[cuts.padded_rows(rows)] = way
+        result = product.apply(case.x, gelu_from=gelu_from, residual=residual, out=out)
+        assert result is out
+        assert torch.equal(residual, case.residual)
+        torch.testing.assert_close(out.double(), case.expected(), rtol=4e-3, atol=4e-3)
 
 
 def test_products_are_measured_together_and_choose_alike(shared: Workspace) -> None:

@@ -55,11 +55,10 @@ def variants(architecture: int, *, everything: bool) -> Iterator[tuple[str, Any,
                 while rows <= max_rows(weight_dtype):
                     shape = ProductShape(rows, outputs, inputs, dtype, weight_dtype)
                     for cut in candidates(shape, card):
-                        options = cut and kernels.launch_options(cut, shape)
-                        if (
-                            cut is CUBLAS
-                            or (key := (dtype, weight_dtype, *options.values())) in seen
-                        ):
+                        if cut is CUBLAS:
+                            continue
+                        options = kernels.launch_options(cut, shape)
+                        if (key := (dtype, weight_dtype, *options.values())) in seen:
                             continue
                         seen.add(key)
                         name = f"{NAMES[dtype]} {NAMES[weight_dtype]} {cut}"

@@ -9,11 +9,11 @@ from functools import lru_cache, partial
 import torch
 from torch.nn import functional
 
+from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.triton_linear.cuts import (
     CUBLAS,
     MAX_ROWS_NORM,
     Card,
-    Cut,
     ProductShape,
     Way,
     choose,
@@ -61,7 +61,7 @@ def workspace(device: torch.device) -> Workspace:
     return Workspace(card, device)
 
 
-class TritonProjection:
+class TritonProjection(Projection):
     """``x W^T + b`` with a weight ``[outputs, inputs]`` of the bias's dtype, or of int8.
 
     Attributes:
@@ -101,12 +101,20 @@ class TritonProjection:
         return self._ways.get(padded_rows(rows), CUBLAS)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, inputs]`` to ``[T, outputs]``."""
+        """See :meth:`Projection.__call__`."""
         return self.apply(x)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``residual + x W^T + b``; uses ``residual``'s memory for the result."""
+        """See :meth:`Projection.add_to`; the result is in ``residual``'s memory."""
         return self.apply(x, residual=residual)
+
+    def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``residual + x W^T`` where the residual has the bias, in its memory."""
+        return self.apply(x, residual=residual, add_bias=False)
+
+    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``x W^T + b`` to ``out``, ``[T, outputs]``."""
+        self.apply(x, out=out)
 
     def apply(
         self,
@@ -115,6 +123,8 @@ class TritonProjection:
         norm: Norm | None = None,
         gelu_from: int | None = None,
         residual: torch.Tensor | None = None,
+        add_bias: bool = True,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The product with what comes before and after it; in one launch if a kernel computes it.
 
@@ -122,41 +132,28 @@ class TritonProjection:
             x: ``[T, inputs]``.
             norm: Done to ``x`` first.
             gelu_from: The first output whose value goes through GELU; all later ones do too.
-            residual: ``[T, outputs]``, added at the end; its memory is used for the result.
+            residual: ``[T, outputs]``, added at the end.
+            add_bias: Whether the bias is added, which GELU follows.
+            out: ``[T, outputs]`` for the result: by default the residual's memory, or new one.
 
         Returns:
-            ``[T, outputs]``.
+            ``out``.
         """
+        if out is None:
+            out = x.new_empty(len(x), len(self.weight)) if residual is None else residual
         way = self.way(len(x))
         if norm is not None and (way is CUBLAS or len(x) > MAX_ROWS_NORM):
             x = functional.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.epsilon)
             norm = None
-        if way is not CUBLAS:
-            return self._by_kernel(way, x, norm=norm, gelu_from=gelu_from, residual=residual)
-        if gelu_from is None:
-            return self._by_cublas(x, residual)
-        out = self._by_cublas(x, None)
-        torch.ops.aten.gelu_(out[:, gelu_from:], approximate="tanh")
-        return out if residual is None else residual.add_(out)
-
-    def _by(self, way: Way, x: torch.Tensor) -> torch.Tensor:
-        return self._by_cublas(x, None) if way is CUBLAS else self._by_kernel(way, x)
-
-    def _by_kernel(
-        self,
-        cut: Cut,
-        x: torch.Tensor,
-        *,
-        norm: Norm | None = None,
-        gelu_from: int | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        out = residual if residual is not None else x.new_empty(len(x), len(self.weight))
+        bias = self.bias if add_bias else None
+        if way is CUBLAS:
+            self._by_cublas(x, out, bias, gelu_from, residual)
+            return out
         with torch.cuda.device_of(x):  # Triton launches on the current device
             multiply(
-                *(x, self.weight, out, cut),
+                *(x, self.weight, out, way),
                 scale=self.scale,
-                bias=self.bias,
+                bias=bias,
                 norm=norm,
                 gelu_from=gelu_from,
                 residual=residual,
@@ -164,16 +161,33 @@ class TritonProjection:
             )
         return out
 
-    def _by_cublas(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-        if self.scale is None and residual is None:
-            return functional.linear(x, self.weight, self.bias)
-        out = x.new_empty(len(x), len(self.weight)) if residual is None else residual
+    def _by_cublas(
+        self,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        bias: torch.Tensor | None,
+        gelu_from: int | None,
+        residual: torch.Tensor | None,
+    ) -> None:
+        # GELU lies between the product and the residual, so these cannot be one then.
+        adds = residual is not None and gelu_from is None
+        product = torch.empty_like(out) if residual is not None and not adds else out
+        if adds and residual is not None and out is not residual:
+            out.copy_(residual)
         for part, weight in self._plain_weights(x.dtype):
-            if residual is None:
-                torch.addmm(self.bias[part], x, weight.t(), out=out[:, part])
+            columns = product[:, part]
+            if adds:
+                if bias is not None:
+                    columns.add_(bias[part])
+                columns.addmm_(x, weight.t())
+            elif bias is not None:
+                torch.addmm(bias[part], x, weight.t(), out=columns)
             else:
-                out[:, part].add_(self.bias[part]).addmm_(x, weight.t())
-        return out
+                torch.mm(x, weight.t(), out=columns)
+        if gelu_from is not None:
+            torch.ops.aten.gelu_(product[:, gelu_from:], approximate="tanh")
+        if residual is not None and not adds:
+            torch.add(product, residual, out=out)
 
     def _plain_weights(self, dtype: torch.dtype) -> Iterator[tuple[slice, torch.Tensor]]:
         """The weight in parts that cuBLAS can read: which outputs, and their weights.
@@ -221,7 +235,9 @@ def measure(projections: Iterable[TritonProjection], timer: CallTimer) -> None:
             def seconds(
                 way: Way, group: list[TritonProjection] = group, x: torch.Tensor = x
             ) -> float:
-                return timer([partial(projection._by, way, x) for projection in group])
+                for projection in group:
+                    projection._ways[len(x)] = way
+                return timer([partial(projection, x) for projection in group])
 
             way = choose(shape, group[0]._shared.card, seconds)
             for projection in group:
