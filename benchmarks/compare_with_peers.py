@@ -2,6 +2,8 @@
 
     THP_MEM_ALLOC_ENABLE=1 .venv/bin/python benchmarks/compare_with_peers.py --output results.json
     .venv/bin/python benchmarks/compare_with_peers.py --cases decode --dtype bfloat16 --batch 1 8
+    .venv/bin/python benchmarks/compare_with_peers.py --cases decode --dtype bfloat16 \
+        --skip generate --quantization none int8 --batch 1 8 32 64 --rounds 9  # and CTranslate2's
     .venv/bin/python benchmarks/compare_with_peers.py --layers 2 --hidden 256 --heads 1 \
         --prompt-tokens 8 --new-tokens 8 --prefix-tokens 64 --page-context 64  # does it all run?
     PYTHONPATH=src python3 benchmarks/compare_with_peers.py --device cuda --output results.json
@@ -12,6 +14,11 @@ and is made on the device; the cases are those of a fixed table (``--preset h200
 transformers, numpy and triton are all that is needed. Weights and prompts are random: the text is
 noise.
 
+``--quantization none int8`` measures our engine twice, with the weights as they are and as int8.
+CTranslate2 is there on a CPU: in int8 beside bf16 and fp32, in fp32 beside fp32 (it has no 16-bit
+types on CPUs). A note has its version and the compute type that it says it has. A batch of 64 in
+``decode`` is 64 requests at once: "tok/s all" is their throughput, prompts included.
+
 Everyone measured gets the same weights, prompts and lengths, and greedy sampling without an early
 end. In each round they are measured one after the other, so that other load on the machine hits
 all of them. The cases:
@@ -19,8 +26,10 @@ all of them. The cases:
 * ``decode``: a batch starts together. A step takes (total - first token) / (new tokens - 1). All
   three tell when each token came: ``generate`` to a stopping criterion, CTranslate2 to a callback.
   With several sequences the first token is there when all have theirs. "% of limit" compares a step
-  with one read of all weights but the embedding, at the bandwidth of a plain read. That is measured
-  in every round, and the fastest so far counts; the bytes of the KV cache are not counted.
+  with one read of all weights but the embedding, in the form in which they are held, at the
+  bandwidth of a plain read. That is measured in every round, and the fastest so far counts; the
+  bytes of the KV cache are not counted. "x ct2 int8" is by the steps, "all x ct2 int8" by the
+  whole time.
   "slowest" is by the longest pause between two tokens. On a CPU in 16 bit, ``generate`` may take
   seconds for the first tokens of several prompts: the product of its head has a strided input
   there, which torch 2.13 computes slowly.
@@ -41,15 +50,17 @@ import gc
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from gptj_predictor.model.quantization import WeightQuantization
 from peers.plan import measure_dtype
 from peers.tables import Tables
 
 CASES = ["decode", "concurrent", "prefix", "page"]
 PEERS = ["generate", "ct2"]
+QUANTIZATIONS = get_args(WeightQuantization)
 
 #: What a flag is when it is not given: on a CPU, on a GPU.
 DEFAULTS: dict[str, tuple[Any, Any]] = {
@@ -77,6 +88,7 @@ def parse() -> argparse.Namespace:
     add("--cases", nargs="+", default=CASES, choices=CASES)
     add("--skip", nargs="+", default=[], choices=PEERS)
     add("--dtype", nargs="+", choices=["bfloat16", "float32", "float16"])
+    add("--quantization", nargs="+", default=["none"], choices=QUANTIZATIONS, help="of ours")
     add("--batch", nargs="+", type=int, help="of decode")
     add("--prompt-tokens", type=int, help="of decode and concurrent")
     add("--new-tokens", type=int, help="of decode and concurrent")
@@ -95,6 +107,8 @@ def parse() -> argparse.Namespace:
     add("--budget", type=float, help="seconds after which no case and no round begins")
     add("--output", type=Path, help="JSON file for every sample")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and len(arguments.quantization) > 1:
+        parser.error("--quantization takes one value with --device cuda")
     for name, (on_cpu, on_gpu) in DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, on_gpu if arguments.device == "cuda" else on_cpu)

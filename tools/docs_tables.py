@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import helm_python
 import torch
@@ -137,7 +138,7 @@ def benchmark_tables() -> str:
 
 #: Memory of cards in GiB, about what torch reports.
 CARDS = {
-    "RTX 3060, RTX 4070": 11.7,
+    "RTX 3060, 12 GB": 11.6,
     "T4": 14.7,
     "V100, 16 GB": 15.8,
     "RTX 5000": 15.7,
@@ -155,40 +156,26 @@ CONTEXT_BYTES = 2**30
 
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
-    config, settings = NetworkConfig(), ServerSettings()
+    config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
+    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
+    token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
+    most = settings.max_batch_size * config.n_positions
     rows = []
     for card, gib in CARDS.items():
         row = [card]
-        for quantization in ("none", "int8"):
-            tokens = kv_cache_tokens(int(gib * 2**30), config, settings, quantization)
+        for quantization in get_args(WeightQuantization):
+            weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
+            left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
+            tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
+            if tokens <= 0:
+                row += ["does not fit", "", ""]
+                continue
             together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
-            row += [f"{tokens:,}", *map(str, together)] if tokens else ["does not fit", "", ""]
+            row += [f"{tokens:,}", *map(str, together)]
         rows.append(row)
-    heads = ("Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
-    return table(("Card", *heads, "With int8 weights: tokens", "Of 256", "Of 2,048"), rows)
-
-
-def kv_cache_tokens(
-    memory: int,
-    config: NetworkConfig,
-    settings: ServerSettings,
-    quantization: WeightQuantization,
-) -> int:
-    """Tokens whose keys and values fit a card beside everything else; 0 if the rest does not.
-
-    Args:
-        memory: The card's bytes.
-        config: Of the network, which is served at 16 bits but for quantized weights.
-        settings: The server's.
-        quantization: How its products' weights are held.
-    """
-    dtype = torch.float16
-    weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
-    step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
-    token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
-    left = memory - CONTEXT_BYTES - weights - step
-    most = settings.max_batch_size * config.n_positions
-    return max(0, min(most, int(left * settings.kv_cache_share) // token_bytes))
+    heads = ("Card", "Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
+    int8 = ("int8 weights: tokens", "Texts of 256", "Of 2,048")
+    return table((*heads, *int8), rows)
 
 
 def metrics_table() -> str:

@@ -14,40 +14,41 @@ PAGE_SIZES = [16, 32, 64]
 def concurrent(session: Session, load: Load, rounds: int, one_by_one: int) -> None:
     """Requests at once to us; the first ``one_by_one`` of them one by one to ``generate``."""
     alone: list[float] = []
-    together: list[float] = []
+    together: dict[str, list[float]] = {}
     count = min(one_by_one, load.batch) if session.generate else 0
     with session.ours_beside_peers(load) as ours:
-        ours.run(session.prompts(load.batch, load.prompt), min(load.new, 3))
+        for peer in ours:
+            peer.run(session.prompts(load.batch, load.prompt), min(load.new, 3))
         if session.generate:
             session.generate.run(session.prompts(1, load.prompt), min(load.new, 3))
         for number in range(rounds):
             prompts = session.prompts(load.batch, load.prompt)
             where = {"case": "concurrent", "round": number}
-            together.append(session.measure(ours, prompts, load.new, **where).total)
+            for peer in ours:
+                seconds = session.measure(peer, prompts, load.new, **where).total
+                together.setdefault(peer.name, []).append(seconds)
             for prompt in prompts[number:count:rounds]:  # over all rounds, ``count`` of them
                 assert session.generate is not None
                 alone.append(session.measure(session.generate, [prompt], load.new, **where).total)
-    seconds = statistics.median(together)
-    tokens = load.batch * load.new
-    row = {
-        "who": "ours, at once",
-        "dtype": session.dtype,
-        "requests": load.batch,
-        "prompt+new": f"{load.prompt}+{load.new}",
-        "measured": load.batch * rounds,
-        "seconds for all": seconds,
-        "tok/s": tokens / seconds,
-        "x generate": None,
-    }
-    rows = [row]
-    if alone:
-        slow = statistics.fmean(alone) * load.batch
-        row["x generate"] = slow / seconds
-        rows.append(
-            row
-            | {"who": "generate, one by one", "measured": len(alone), "x generate": 1.0}
-            | {"seconds for all": slow, "tok/s": tokens / slow}
-        )
+    seconds_of = {f"{who}, at once": statistics.median(runs) for who, runs in together.items()}
+    measured = dict.fromkeys(seconds_of, load.batch * rounds)
+    slow = statistics.fmean(alone) * load.batch if alone else None
+    if slow is not None:
+        seconds_of["generate, one by one"] = slow
+        measured["generate, one by one"] = len(alone)
+    rows = [
+        {
+            "who": who,
+            "dtype": session.dtype,
+            "requests": load.batch,
+            "prompt+new": f"{load.prompt}+{load.new}",
+            "measured": measured[who],
+            "seconds for all": seconds,
+            "tok/s": load.batch * load.new / seconds,
+            "x generate": slow and slow / seconds,
+        }
+        for who, seconds in seconds_of.items()
+    ]
     title = f"concurrent: {load.batch} requests"
     if 0 < len(alone) < load.batch:
         title += f"; generate's time is extrapolated from {len(alone)} of them"
@@ -69,7 +70,7 @@ def prefix(session: Session, shared: int, tail: int, rounds: int) -> None:
                 where = {"case": f"prefix, {kind}", "round": number}
                 times.append(session.measure(ours, [prompt], 4, **where).first)
     row = {
-        "who": "ours",
+        "who": session.our_name,
         "dtype": session.dtype,
         "shared+own": f"{shared}+{tail}",
         "rounds": rounds,

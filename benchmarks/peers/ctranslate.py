@@ -1,4 +1,4 @@
-"""CTranslate2, which computes GPT-J on a CPU in fp32 or int8."""
+"""CTranslate2, which computes GPT-J on a CPU in fp32, or with int8 weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import torch
 from transformers import GPTJConfig
 
@@ -15,8 +16,9 @@ from peers.peer import Peer
 from peers.timing import Prompts, Timing
 from peers.weights import CPU, make_model
 
-#: How CTranslate2 computes, and its share of fp32's bytes.
-SHARES = {"float32": 1.0, "int8": 0.25}
+#: How CTranslate2 computes beside our dtypes. It has no 16-bit types on CPUs. Its "int8" rounds
+#: weights and, row by row, activations to int8, and computes all else in fp32.
+KINDS = {"float32": ["float32", "int8"], "bfloat16": ["int8"]}
 
 
 class CTranslate2(Peer):
@@ -25,6 +27,11 @@ class CTranslate2(Peer):
     def __init__(self, generator: Any, name: str, step_bytes: int) -> None:
         super().__init__(name, step_bytes)
         self.generator = generator
+
+    def describe(self) -> str:
+        """See :meth:`Peer.describe`."""
+        version = importlib.import_module("ctranslate2").__version__
+        return f"{self.name}: version {version}, compute type {self.generator.compute_type}"
 
     def run(self, prompts: Prompts, new: int) -> Timing:
         """See :meth:`Peer.run`."""
@@ -51,14 +58,20 @@ class CTranslate2(Peer):
 def make_ctranslate2(
     config: GPTJConfig, dtype: str, step_bytes: int, threads: int, kind: str
 ) -> Peer:
-    """CTranslate2 with the weights that everyone has, computing in ``kind``.
+    """CTranslate2 with the weights that everyone has, computing in ``kind``."""
+    model = make_model(config, getattr(torch, dtype), CPU)
+    return CTranslate2(convert(model, kind, threads), name_of(kind), step_bytes)
 
-    Needs the weights' size in temporary files for the conversion.
+
+def convert(model: Any, kind: str, threads: int) -> Any:
+    """CTranslate2's generator with the weights of a GPT-J of transformers.
+
+    Needs the weights' size in temporary files. Do not use the model afterwards: the converter
+    reorders rows of its queries and keys in place.
     """
     ctranslate2 = importlib.import_module("ctranslate2")  # it is not installed everywhere
     converters = importlib.import_module("ctranslate2.converters")
-    model = make_model(config, getattr(torch, dtype), CPU)
-    words = {_word(token): token for token in range(config.vocab_size)}
+    words = {_word(token): token for token in range(model.config.vocab_size)}
     end = _word(model.config.eos_token_id)
     tokenizer = SimpleNamespace(
         get_vocab=lambda: words, bos_token=end, eos_token=end, unk_token=end
@@ -70,10 +83,16 @@ def make_ctranslate2(
         converter.load_model = lambda *_, **__: model
         converter.load_tokenizer = lambda *_, **__: tokenizer
         converter.convert(f"{folder}/converted")
-        generator = ctranslate2.Generator(
+        return ctranslate2.Generator(
             f"{folder}/converted", compute_type=kind, inter_threads=1, intra_threads=threads
         )
-    return CTranslate2(generator, name_of(kind), round(step_bytes * SHARES[kind]))
+
+
+def logits_of(generator: Any, ids: list[int]) -> torch.Tensor:
+    """``[T, vocabulary]`` fp32, the logits after each of T tokens."""
+    words = [[_word(token) for token in ids]]
+    logits = numpy.array(generator.forward_batch(words, return_log_probs=False))
+    return torch.from_numpy(logits)[0].float()
 
 
 def name_of(kind: str) -> str:

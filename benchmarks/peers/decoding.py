@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from gptj_predictor.bench.machine import alone
+from peers.ctranslate import name_of
 from peers.peer import Peer
 from peers.session import Session
 from peers.timing import Load, Prompts, Samples, Timing
@@ -28,7 +29,7 @@ def decode(session: Session, title: str, loads: list[Load], rounds: int) -> None
     room = Load(*(max(column) for column in zip(*map(dataclasses.astuple, loads), strict=True)))
     timings: Timings = {}
     with session.ours_beside_peers(room) as ours:
-        peers = [ours, *filter(None, [session.generate]), *session.others]
+        peers = [*ours, *filter(None, [session.generate]), *session.others]
         turns = Turns(session, case, peers)
         for load in loads:
             turns.warm_up(load)
@@ -94,10 +95,10 @@ def make_rows(session: Session, timings: Timings) -> Samples:
     rows: Samples = []
     for load, by_peer in timings.items():
         base = by_peer.get(session.generate, []) if session.generate else []
+        int8 = next((by_peer[peer] for peer in by_peer if peer.name == name_of("int8")), [])
         for peer, own in by_peer.items():
             step = _median(timing.step for timing in own)
             slowest = max((one.slowest for one in own if one.slowest is not None), default=None)
-            ratios = [other.cost / timing.cost for timing, other in zip(own, base, strict=False)]
             total = statistics.median(timing.total for timing in own)
             limit = peer.step_bytes / session.tables.bandwidth  # seconds of a step
             row = {
@@ -110,12 +111,21 @@ def make_rows(session: Session, timings: Timings) -> Samples:
                 "tok/s decode": step and load.batch / step,
                 "slowest tok/s": slowest and load.batch / slowest,
                 "tok/s all": load.batch * load.new / total,
-                "x generate": _median(ratios),
+                "x generate": _times_as_fast(own, base),
+                "x ct2 int8": _times_as_fast(own, int8),
+                "all x ct2 int8": _median(
+                    b.total / a.total for a, b in zip(own, int8, strict=False)
+                ),
                 "% of limit": step and limit / step * 100,
                 "first ms": statistics.median(timing.first for timing in own) * 1e3,
             }
             rows.append(row)
     return rows
+
+
+def _times_as_fast(own: list[Timing], base: list[Timing]) -> float | None:
+    """The median over the rounds; by the time of a step."""
+    return _median(other.cost / timing.cost for timing, other in zip(own, base, strict=False))
 
 
 def _median(values: Iterable[float | None]) -> float | None:

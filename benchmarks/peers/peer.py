@@ -37,6 +37,10 @@ class Peer(ABC):
         """
         raise NotImplementedError(self.name)
 
+    def describe(self) -> str:
+        """What it computes with, in its own words."""
+        return self.name
+
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Give back what is held outside of this process."""
 
@@ -69,6 +73,10 @@ class SeparatePeer(Peer):
         """See :meth:`Peer.next_logits`."""
         return torch.tensor(self._pool.submit(_next_logits, ids).result())
 
+    def describe(self) -> str:
+        """See :meth:`Peer.describe`."""
+        return self._pool.submit(_describe).result()
+
     def close(self) -> None:
         """End the process."""
         self._pool.shutdown()
@@ -83,6 +91,10 @@ def _make(make: Callable[..., Peer], *arguments: object) -> None:
 
 def _run(prompts: Prompts, new: int) -> Timing:
     return _made[0].run(prompts, new)
+
+
+def _describe() -> str:
+    return _made[0].describe()
 
 
 def _next_logits(ids: list[int]) -> list[float]:

@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from transformers import GPTJConfig
@@ -21,9 +22,10 @@ from gptj_predictor.devices.cuda_graphs import capture_for
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.quantization import WeightQuantization
 from peers import ctranslate
 from peers.generate import Generate, make_generate
-from peers.ours import Ours, make_ours
+from peers.ours import Ours, make_ours, name_of
 from peers.peer import Peer, SeparatePeer
 from peers.tables import Tables
 from peers.timing import Load, Prompts, Timing
@@ -44,8 +46,8 @@ class Session:
         dtype: Its name.
         device: Of the weights.
         config: The model's.
-        network: Ours.
-        step_bytes: Bytes of weights that one decode step reads.
+        network: Ours, with the first of the wanted quantizations.
+        step_bytes: Bytes of weights that one decode step reads, by quantization.
         generate: ``None`` if it is skipped, or after :meth:`drop_peers`.
         others: The peers beside ``generate``.
         seed: Of the last prompts.
@@ -57,7 +59,7 @@ class Session:
     device: torch.device
     config: GPTJConfig
     network: GPTJNetwork
-    step_bytes: int
+    step_bytes: dict[WeightQuantization, int]
     generate: Peer | None = None
     others: list[Peer] = field(default_factory=list)
     seed: int = 0
@@ -70,61 +72,73 @@ class Session:
             n_layer=arguments.layers, n_embd=arguments.hidden, n_head=arguments.heads
         )
         model = make_model(config, getattr(torch, dtype), device)
-        network, step_bytes = make_network(config, model, device), step_bytes_of(model)
+        network = make_network(config, model, device, arguments.quantization[0])
+        step_bytes = {name: step_bytes_of(model, name) for name in get_args(WeightQuantization)}
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        read = ", ".join(f"{size / 1e9:.3f} GB ({name})" for name, size in step_bytes.items())
         tables.note(
-            f"{dtype}: {parameters / 1e6:,.0f} M parameters, {step_bytes / 1e9:.3f} GB read a step"
+            f"{dtype}: {parameters / 1e6:,.0f} M parameters; read a step, by quantization: {read}"
         )
         session = cls(tables, arguments, dtype, device, config, network, step_bytes)
         if "ct2" not in arguments.skip:
             session.others = list(session._ctranslate2())
         if "generate" not in arguments.skip:
             session.generate = (
-                Generate(model, step_bytes)
+                Generate(model, step_bytes["none"])
                 if device.type == "cuda"
-                else session.separate("generate", step_bytes, make_generate)
+                else session.separate("generate", step_bytes["none"], make_generate)
             )
         return session
 
     def _ctranslate2(self) -> Iterator[Peer]:
-        if self.device.type != "cpu" or self.dtype != "float32":
-            self.tables.note(f"CTranslate2 runs on the CPU in float32: not beside {self.dtype}")
+        kinds = ctranslate.KINDS.get(self.dtype, []) if self.device.type == "cpu" else []
+        if not kinds:
+            self.tables.note(f"CTranslate2 is not measured beside {self.dtype} on {self.device}")
             return
         try:
             importlib.import_module("ctranslate2")
         except ImportError as error:
             self.tables.note(f"CTranslate2 is not here: {error}")
             return
-        for kind, share in ctranslate.SHARES.items():
-            name, step_bytes = ctranslate.name_of(kind), round(self.step_bytes * share)
-            yield self.separate(name, step_bytes, ctranslate.make_ctranslate2, kind)
+        for kind in kinds:
+            name = ctranslate.name_of(kind)
+            step_bytes = self.step_bytes["int8" if kind == "int8" else "none"]
+            peer = self.separate(name, step_bytes, ctranslate.make_ctranslate2, kind)
+            self.tables.note(peer.describe())
+            yield peer
 
     def separate(
         self, name: str, step_bytes: int, make: Callable[..., Peer], *more: object
     ) -> SeparatePeer:
         """A peer with the weights that everyone has, in a process of its own."""
-        what = (self.config, self.dtype, self.step_bytes, self.arguments.threads, *more)
+        what = (self.config, self.dtype, step_bytes, self.arguments.threads, *more)
         return SeparatePeer(name, step_bytes, make, *what)
 
+    @property
+    def our_name(self) -> str:
+        """Our name in the tables, with the first of the wanted quantizations."""
+        return name_of(self.arguments.quantization[0])
+
     @contextlib.contextmanager
-    def ours_beside_peers(self, load: Load) -> Iterator[Peer]:
-        """Our engine where the others are: on a CPU in a process of its own, on a GPU here."""
-        if self.device.type == "cuda":
-            with self.ours(load) as ours:
-                yield ours
-            return
-        separate = self.separate("ours", self.step_bytes, make_ours, self.engine_config(load))
-        try:
-            yield separate
-        finally:
-            separate.close()
+    def ours_beside_peers(self, load: Load) -> Iterator[list[Peer]]:
+        """Our engine for each quantization: on a CPU in a process of its own, on a GPU here."""
+        with contextlib.ExitStack() as stack:
+            if self.device.type == "cuda":
+                yield [stack.enter_context(self.ours(load))]
+                return
+            config, ours = self.engine_config(load), list[Peer]()
+            for quantization in self.arguments.quantization:
+                name, step_bytes = name_of(quantization), self.step_bytes[quantization]
+                ours.append(self.separate(name, step_bytes, make_ours, config, quantization))
+                stack.callback(ours[-1].close)
+            yield ours
 
     @contextlib.contextmanager
     def ours(
         self,
         load: Load,
         *,
-        name: str = "ours",
+        name: str | None = None,
         page_size: int = PAGE_SIZE,
         enable_prefix_caching: bool = True,
     ) -> Iterator[Ours]:
@@ -133,7 +147,8 @@ class Session:
             load, page_size=page_size, enable_prefix_caching=enable_prefix_caching
         )
         engine = Engine(self.network, config, capture_for(self.network))
-        ours = Ours(engine, name, self.step_bytes)
+        step_bytes = self.step_bytes[self.arguments.quantization[0]]
+        ours = Ours(engine, name or self.our_name, step_bytes)
         try:
             yield ours
         finally:

@@ -8,6 +8,7 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.config import parse_config
 
@@ -23,17 +24,31 @@ def make_model(config: GPTJConfig, dtype: torch.dtype, device: torch.device) -> 
     return model.eval().requires_grad_(False)
 
 
-def make_network(config: GPTJConfig, model: Any, device: torch.device) -> GPTJNetwork:
+def make_network(
+    config: GPTJConfig,
+    model: Any,
+    device: torch.device,
+    quantization: WeightQuantization = "none",
+) -> GPTJNetwork:
     """Our network with the model's weights."""
     placement = Placement.on(device, config.n_layer)
-    builder = NetworkBuilder(parse_config(config.to_dict()), model.dtype, placement)
+    shape = parse_config(config.to_dict())
+    builder = NetworkBuilder(shape, model.dtype, placement, quantization)
     weights = model.state_dict()
     for name in builder.layout.places:
         builder.fill(name, weights[name])
     return builder.finish()
 
 
-def step_bytes_of(model: Any) -> int:
-    """Bytes of weights that a decode step reads: all but the embedding's."""
-    tensors = model.state_dict().items()
-    return sum(tensor.nbytes for name, tensor in tensors if name != "transformer.wte.weight")
+def step_bytes_of(model: Any, quantization: WeightQuantization = "none") -> int:
+    """Bytes of weights that a decode step reads: all but the embedding's.
+
+    In int8 each matrix has a scale in fp32 for each output.
+    """
+    total = 0
+    for name, tensor in model.state_dict().items():
+        if name == "transformer.wte.weight":
+            continue
+        is_int8 = quantization == "int8" and tensor.dim() == 2
+        total += tensor.numel() + 4 * len(tensor) if is_int8 else tensor.nbytes
+    return total

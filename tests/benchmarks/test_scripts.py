@@ -185,6 +185,7 @@ def test_compare_with_peers(tmp_path: Path) -> None:
     load = ["--batch", 2, "--prompt-tokens", 8, "--new-tokens", 4, "--rounds", 1]
     cases = ["--requests", 2, "--one-by-one", 1, "--prefix-tokens", 32, "--unshared-pairs", 2]
     flags = ["--threads", 1, "--skip", "ct2", "--page-context", 16, "--output", output]
+    flags += ["--quantization", "none", "int8"]
     printed = run("compare_with_peers.py", *shape, *load, *cases, *flags)
     assert "batch 2 8+4: ours and generate: same tokens (4)" in printed
     results = json.loads(output.read_text())
@@ -192,7 +193,10 @@ def test_compare_with_peers(tmp_path: Path) -> None:
     assert [table["title"].split(":")[0].split(",")[0] for table in results["tables"]] == [
         *("decode", "concurrent", "prefix", "prefix", "page")
     ]
-    assert {row["who"] for row in results["tables"][0]["rows"]} == {"ours", "generate"}
+    assert {row["who"] for row in results["tables"][0]["rows"]} == {"ours", "ours int8", "generate"}
+    assert [row["who"] for row in results["tables"][1]["rows"]] == [
+        *("ours, at once", "ours int8, at once", "generate, one by one")
+    ]
 
 
 def test_load_test_needs_aiperf(tmp_path: Path) -> None:

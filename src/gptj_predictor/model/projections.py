@@ -10,11 +10,16 @@ from gptj_predictor.model.linear import FloatProjection, Int8Projection, Project
 
 
 def make_projection(
-    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scales: torch.Tensor | None,
+    *,
+    always_fine: bool = False,
 ) -> Projection:
     """The projection for a weight, which has scales if it is int8.
 
-    Int8 weights on a GPU are multiplied by Triton kernels, with activations as they are.
+    Int8 weights on a GPU are multiplied by Triton kernels, with activations as they are; elsewhere
+    ``always_fine`` is :func:`quantize_rows`'s.
     """
     if scales is None:
         return FloatProjection(weight, bias)
@@ -22,4 +27,4 @@ def make_projection(
         from gptj_predictor.model.triton_linear.projection import TritonProjection
 
         return TritonProjection(weight, bias, scales)
-    return Int8Projection(weight, scales, bias)
+    return Int8Projection(weight, scales, bias, always_fine=always_fine)
