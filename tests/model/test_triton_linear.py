@@ -28,6 +28,14 @@ if not ON_GPU and isinstance(triton.language.sum, triton.JITFunction):
 
 from triton.runtime.interpreter import InterpreterBuilder  # type: ignore[import-untyped]  # noqa: E402
 
+from gptj_predictor.model import network  # noqa: E402
+from gptj_predictor.model.attention import rotary_table  # noqa: E402
+from gptj_predictor.model.config import NetworkConfig  # noqa: E402
+from gptj_predictor.model.kv_cache import PagedKVCache  # noqa: E402
+from gptj_predictor.model.network import GPTJLayer  # noqa: E402
+from gptj_predictor.model.quantization import quantize, scales_of  # noqa: E402
+from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs  # noqa: E402
+from gptj_predictor.model.torch_attention import TorchAttention  # noqa: E402
 from gptj_predictor.model.triton_linear import cuts, projection  # noqa: E402
 from gptj_predictor.model.triton_linear.cuts import (  # noqa: E402
     CUBLAS,
@@ -537,3 +545,57 @@ def test_a_projection_wants_a_scale_for_int8_alone(shared: Workspace) -> None:
         TritonProjection(weight, bias, None, shared)
     with pytest.raises(ValueError, match=r"torch\.float16 has a scale"):
         TritonProjection(weight.half(), bias, torch.ones(4), shared)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_a_layer_with_int8_weights(
+    tokens: int, shared: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt through the network's own layer, against one with the same values in fp32."""
+    config = NetworkConfig(vocab_size=50, n_positions=64, n_embd=32, n_head=2, rotary_dim=8)
+    generator = torch.Generator().manual_seed(tokens)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(DEVICE)
+
+    exact: dict[str, torch.Tensor] = {"norm.weight": normal(32), "norm.bias": normal(32)}
+    int8 = {name: weight.half() for name, weight in exact.items()}
+    for name, outputs, inputs in (("project_in", 224, 32), ("project_out", 32, 160)):
+        weight, bias = normal(outputs, inputs).half() / 8, normal(outputs).half()
+        scales = scales_of(weight)
+        int8 |= {f"{name}.weight": quantize(weight, scales), f"{name}.scale": scales}
+        exact[f"{name}.weight"] = int8[f"{name}.weight"].float() * scales[:, None]
+        int8[f"{name}.bias"], exact[f"{name}.bias"] = bias, bias.float()
+    exact = {
+        name: weight.half().float() if "norm" in name else weight for name, weight in exact.items()
+    }
+
+    def run(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+        layer = GPTJLayer(config, {f"a.{name}": weight for name, weight in weights.items()}, "a")
+        cache = PagedKVCache(
+            devices=[DEVICE], pages=8, page_size=8, heads=2, head_size=16, dtype=dtype
+        )
+        places = torch.arange(tokens, device=DEVICE)
+        step = StepInputs(
+            token_ids=places,
+            positions=places,
+            slot_mapping=places + 8,
+            page_tables=places.new_zeros(0, 8).int(),
+            context_lengths=places.new_zeros(0).int(),
+            contexts=[],
+            chunks=[PrefillChunk(tokens, [])],
+        )
+        residual = rows.to(dtype, copy=True)
+        rotations = rotary_table(64, 8, DEVICE)[places]
+        return layer(residual, rotations, cache.layer(0), step, TorchAttention())
+
+    rows = normal(tokens, 32).half()
+    expected = run(exact, torch.float32)
+    monkeypatch.setattr(
+        network,
+        "make_projection",
+        lambda weight, bias, scales, **_: TritonProjection(weight, bias, scales, shared),
+    )
+    result = run(int8, torch.float16).float()
+    torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(result, expected)

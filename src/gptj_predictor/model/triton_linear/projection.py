@@ -242,3 +242,29 @@ def measure(projections: Iterable[TritonProjection], timer: CallTimer) -> None:
             way = choose(shape, group[0]._shared.card, seconds)
             for projection in group:
                 projection._ways[shape.rows] = way
+
+
+def seconds_on_gpu(calls: list[Callable[[], object]]) -> float:
+    """The least time of three that a GPU takes for calls, replayed from a graph.
+
+    Launched one by one, short kernels would wait for Python.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        calls[0]()  # Triton compiles, and cuBLAS takes its memory
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    milliseconds = []
+    for _ in range(3):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        milliseconds.append(begin.elapsed_time(end))
+    return min(milliseconds) / 1e3
