@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.linear import Projection, make_projection
+from gptj_predictor.model.linear import Projection
+from gptj_predictor.model.projections import make_projection
 
 #: By name, each filled and on its device.
 Weights = Mapping[str, torch.Tensor]

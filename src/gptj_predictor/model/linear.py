@@ -156,12 +156,3 @@ def _multiply_packed(
     return torch.ops.onednn.qlinear_pointwise(
         shifted, 1.0, 128, weight, scales, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
-
-
-def make_projection(
-    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
-) -> Projection:
-    """The projection for a weight, which has scales if it is int8."""
-    if scales is None:
-        return FloatProjection(weight, bias)
-    return Int8Projection(weight, scales, bias)

@@ -16,7 +16,7 @@ from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.layer import GPTJLayer, LayerNorm, Weights
-from gptj_predictor.model.linear import make_projection
+from gptj_predictor.model.projections import make_projection
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
 
