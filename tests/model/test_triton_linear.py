@@ -33,8 +33,9 @@ from gptj_predictor.model.attention import rotary_table  # noqa: E402
 from gptj_predictor.model.config import NetworkConfig  # noqa: E402
 from gptj_predictor.model.kv_cache import PagedKVCache  # noqa: E402
 from gptj_predictor.model.layer import GPTJLayer  # noqa: E402
+from gptj_predictor.model.prefill_plan import PrefillChunk  # noqa: E402
 from gptj_predictor.model.quantization import quantize, scales_of  # noqa: E402
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs  # noqa: E402
+from gptj_predictor.model.step_inputs import StepInputs  # noqa: E402
 from gptj_predictor.model.torch_attention import TorchAttention  # noqa: E402
 from gptj_predictor.model.triton_linear import cuts, projection  # noqa: E402
 from gptj_predictor.model.triton_linear.cuts import (  # noqa: E402
