@@ -50,7 +50,10 @@ KERNEL_CONFIGS: Final = MappingProxyType(
                 block_bytes=8192, max_block_tokens=64, max_splits=32, programs_per_processor=3
             ),
         ),
-        # block: logits that a program works on at a time, 8 for each thread: 16 bytes at 16 bits.
-        "_sample": KernelConfig(num_warps=16, sizes=_sizes(block=4096, values_per_warp=256)),
+        # Logits that a program works on at a time: 8 for each thread, 16 bytes, of bfloat16. Of the
+        # other dtypes so many would not fit the registers on sm_70 (fp32) and sm_120.
+        "_sample": KernelConfig(
+            num_warps=16, sizes=_sizes(bfloat16_block=4096, block=2048, values_per_warp=128)
+        ),
     }
 )

@@ -81,7 +81,8 @@ def sample_rows(
 
 def sample_options(vocabulary: int, dtype: torch.dtype) -> dict[str, Any]:
     """What :func:`sample_rows` is compiled for."""
-    block = min(triton.next_power_of_2(vocabulary), _CONFIG.sizes["block"])
+    most = _CONFIG.sizes["bfloat16_block" if dtype is torch.bfloat16 else "block"]
+    block = min(triton.next_power_of_2(vocabulary), most)
     warps = min(max(block // _CONFIG.sizes["values_per_warp"], 1), _CONFIG.num_warps)
     return {
         "vocabulary": vocabulary,
