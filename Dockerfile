@@ -39,13 +39,25 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/venv/lib || true
 
 
-# The project as a tree to lay over the dependencies: a change of the source is a small layer.
+# The project as a tree to lay over the dependencies: a change of the source is a small layer. With
+# Triton, which only CUDA builds of torch bring, its kernels are in it, compiled for all cards, so
+# that a start compiles nothing. That needs a C compiler and no GPU.
 FROM dependencies AS project
+RUN if [ -d "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/triton" ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+      && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
+COPY tools/kernel_store.py tools/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-compile --no-deps --root /project . \
- && python -m compileall -q --invalidation-mode unchecked-hash /project
+    set -e; \
+    pip install --no-compile --no-deps --root /project .; \
+    packages="$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+    if [ -d "$packages/triton" ]; then \
+      PYTHONPATH="/project$packages" PYTHONDONTWRITEBYTECODE=1 /opt/venv/bin/python tools/kernel_store.py; \
+    fi; \
+    python -m compileall -q --invalidation-mode unchecked-hash /project
 
 
 FROM ${BASE_IMAGE}
@@ -57,7 +69,7 @@ LABEL org.opencontainers.image.title="gptj-predictor" \
 RUN python -m compileall -qq -j 0 -x '/(site|dist)-packages/' --invalidation-mode unchecked-hash \
       "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" || true
 COPY --from=dependencies /opt/venv /opt/venv
-# Triton, which only CUDA builds of torch bring, has our kernels' launchers compiled on first use.
+# For what was not compiled above: another model's kernels, or another Triton's launchers.
 RUN if [ -d "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/triton" ]; then \
       apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
       && rm -rf /var/lib/apt/lists/*; \
@@ -65,6 +77,7 @@ RUN if [ -d "$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_pa
 COPY --from=project /project /
 # HOME and TMPDIR: with a read-only root only /tmp has to be writable; the caches of torch, Triton
 # and Hugging Face follow HOME.
+# TRITON_CACHE_MANAGER: Triton finds the kernels that were compiled above.
 # TORCH_DISABLE_NATIVE_JIT: torch 2.13 would hand some matrix products on a GPU to Triton, to be
 # compiled while requests wait (pytorch issue 196977); its ready-made kernels do them.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -72,6 +85,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     TMPDIR=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    TRITON_CACHE_MANAGER=gptj_predictor.model.kernel_store:StoredKernels \
     TORCH_DISABLE_NATIVE_JIT=1
 # A number, so that Kubernetes can tell that it is not root's.
 USER 65532:65532

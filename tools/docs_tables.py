@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import helm_python
 import torch
@@ -25,6 +26,7 @@ from gptj_predictor.common.phases import Phase
 from gptj_predictor.engine.request import Failure, FinishReason
 from gptj_predictor.launch import step_bytes
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.server import metrics_vllm
 from gptj_predictor.server.metrics_table import OWN_METRICS
 from gptj_predictor.server.protocol import Protocol
@@ -136,6 +138,7 @@ def benchmark_tables() -> str:
 
 #: Memory of cards in GiB, about what torch reports.
 CARDS = {
+    "RTX 3060, 12 GB": 11.6,
     "T4": 14.7,
     "V100, 16 GB": 15.8,
     "RTX 5000": 15.7,
@@ -154,18 +157,25 @@ CONTEXT_BYTES = 2**30
 def sizing_table() -> str:
     """What of GPT-J-6B's KV cache fits cards, by the arithmetic of ``launch``."""
     config, dtype, settings = NetworkConfig(), torch.float16, ServerSettings()
-    weights = sum(NetworkLayout(config).part_bytes(dtype))
     step = step_bytes(config, dtype, tokens=GPU_PREFILL_TOKENS, logit_rows=settings.max_batch_size)
     token_bytes = 2 * config.n_layer * config.n_embd * dtype.itemsize
+    most = settings.max_batch_size * config.n_positions
     rows = []
     for card, gib in CARDS.items():
-        left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
-        most = settings.max_batch_size * config.n_positions
-        tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
-        together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
-        rows.append([card, f"{tokens:,}", *map(str, together)])
+        row = [card]
+        for quantization in get_args(WeightQuantization):
+            weights = sum(NetworkLayout(config, quantization).part_bytes(dtype))
+            left = int(gib * 2**30) - CONTEXT_BYTES - weights - step
+            tokens = min(most, int(left * settings.kv_cache_share) // token_bytes)
+            if tokens <= 0:
+                row += ["does not fit", "", ""]
+                continue
+            together = [min(settings.max_batch_size, tokens // length) for length in (256, 2048)]
+            row += [f"{tokens:,}", *map(str, together)]
+        rows.append(row)
     heads = ("Card", "Tokens in the KV cache", "Texts of 256 tokens at once", "Of 2,048")
-    return table(heads, rows)
+    int8 = ("int8 weights: tokens", "Texts of 256", "Of 2,048")
+    return table((*heads, *int8), rows)
 
 
 def metrics_table() -> str:

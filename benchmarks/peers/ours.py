@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 from transformers import GPTJConfig
@@ -22,28 +23,48 @@ from peers.weights import CPU, make_model, make_network
 #: Seconds after which a sequence that has not ended is given up.
 PATIENCE = 300
 
+#: From a sequence's length, prompt included, and its place among those of a run.
+Sampling = Callable[[int, int], SamplingParams]
+
+
+def greedy(length: int, place: int = 0) -> SamplingParams:
+    """The most likely tokens, exactly ``length`` of them, prompt included."""
+    return SamplingParams(
+        min_length=length,
+        max_length=length,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=place,
+    )
+
 
 class Ours(Peer):
     """Our engine. Its thread runs only while it is measured, see :func:`alone`."""
 
-    def __init__(self, engine: Engine, name: str, step_bytes: int) -> None:
+    def __init__(
+        self, engine: Engine, name: str, step_bytes: int, sampling: Sampling = greedy
+    ) -> None:
         super().__init__(name, step_bytes)
         self.engine = engine
+        self.sampling = sampling
 
-    def run(self, prompts: Prompts, new: int) -> Timing:
-        """See :meth:`Peer.run`."""
+    def run(self, prompts: Prompts, new: int, *, last_stream: type[Stream] | None = None) -> Timing:
+        """See :meth:`Peer.run`; ``last_stream`` takes the last sequence's events."""
         self.engine.start()
         try:
-            return self._run(prompts, new)
+            return self._run(prompts, new, last_stream or Stream)
         finally:
             self.engine.stop()
 
-    def _run(self, prompts: Prompts, new: int) -> Timing:
+    def _run(self, prompts: Prompts, new: int, last_stream: type[Stream]) -> Timing:
         ends = threading.Semaphore(0)
-        streams = [Stream(ends) for _ in prompts]
+        streams = [Stream(ends) for _ in prompts[1:]] + [last_stream(ends)]
+        params = [self.sampling(len(prompt) + new, place) for place, prompt in enumerate(prompts)]
         started = time.perf_counter()
-        for prompt, stream in zip(prompts, streams, strict=True):
-            self.engine.submit(prompt, _greedy(len(prompt) + new), stream)
+        for prompt, wanted, stream in zip(prompts, params, streams, strict=True):
+            self.engine.submit(prompt, wanted, stream)
         for _ in prompts:
             if not ends.acquire(timeout=PATIENCE):
                 raise RuntimeError(f"no sequence ended in {PATIENCE} s")
@@ -72,18 +93,6 @@ class Stream:
         if event.finish_reason is not None:
             self.end = event
             self._ends.release()
-
-
-def _greedy(length: int) -> SamplingParams:
-    return SamplingParams(
-        min_length=length,
-        max_length=length,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        repetition_penalty=1.0,
-        seed=0,
-    )
 
 
 def name_of(quantization: WeightQuantization) -> str:

@@ -73,6 +73,15 @@ def test_rows_are_rounded_each_by_itself(peaks: Sequence[int]) -> None:
         assert values_of(alone, 0).equal(values_of(together, row))
 
 
+def test_rows_that_are_always_fine() -> None:
+    x = rows(5, 96)
+    fine = quantize_rows(x, always_fine=True)
+    assert fine.values.shape == (10, 96)
+    for row in range(5):
+        step = fine.scales[row].double() / FINE_STEPS
+        assert (values_of(fine, row) - x[row]).abs().le(step * 0.502).all()
+
+
 @needs_vnni
 @pytest.mark.parametrize("count", [1, 2, 17, 300])
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (130, 192), (50, 36), (512, 2048)])

@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -462,51 +459,3 @@ def test_graph_replay(splits: int) -> None:
     lengths.copy_(torch.tensor(case.lengths))
     graph.replay()
     assert_close(out, case.expected(), case.dtype)
-
-
-#: Runs the launches against pretended GPUs, with Triton's compiler instead of its interpreter.
-COMPILE = """
-import torch
-from triton.backends.compiler import GPUTarget
-from triton.runtime import JITFunction, driver
-
-class Pretended:
-    def __init__(self, index, capability):
-        self.get_current_target = lambda: GPUTarget("cuda", capability, 32)
-        self.get_current_device = lambda: index
-        self.get_current_stream = lambda device: 0
-
-launch = JITFunction.run
-
-def compile_only(self, *args, grid, warmup, **options):
-    assembly = launch(self, *args, grid=grid, warmup=True, **options).asm["ptx"]
-    print(self.__name__, "cp.async.cg.shared.global" in assembly, ".v4.b32" in assembly)
-
-JITFunction.run = compile_only
-from gptj_predictor.model import triton_kernels as kernels
-
-queries, new_keys, new_values = torch.empty(4, 3, 2, 256, dtype=torch.float16).unbind(1)
-keys, values = torch.empty(2, 5, 16, 2, 256, dtype=torch.float16)
-table, lengths = torch.empty(4, 3, dtype=torch.int32), torch.empty(4, dtype=torch.int32)
-rotations, slots = torch.empty(4, 32, dtype=torch.complex64), torch.empty(4, dtype=torch.int64)
-for index, (capability, splits) in enumerate([(80, 1), (90, 8)]):
-    driver.set_active(Pretended(index, capability))
-    kernels.rotate_and_store(queries, new_keys, new_values, rotations, slots, keys, values)
-    kernels.decode_attention(queries, keys, values, table, lengths, new_values, splits)
-"""
-
-
-@pytest.mark.skipif(ON_GPU, reason="the other tests compile")
-def test_compiles_to_wide_asynchronous_loads(tmp_path: Path) -> None:
-    """What the interpreter cannot see: the kernels compile, and read 16 bytes at a time."""
-    environment = {name: value for name, value in os.environ.items() if "TRITON" not in name}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE],
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    both = ["_rotate_and_store False True", "_attend True True"]
-    assert done.stdout.splitlines() == [*both, *both, "_merge False True"]

@@ -566,7 +566,8 @@ def test_what_a_killed_conversion_half_wrote_is_not_published(
 
 
 @pytest.mark.process
-def test_peak_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", ["none", pytest.param("int8", marks=pytest.mark.large)])
+def test_peak_memory(tmp_path: Path, quantization: str) -> None:
     """A pull adds less than the largest tensor plus 610 MiB, whatever the checkpoint's size.
 
     That is beside the imports, whose size differs between builds of torch.
@@ -588,6 +589,7 @@ def test_peak_memory(tmp_path: Path) -> None:
         pulled = measure(
             PULL_AND_MEASURE,
             *("snapshot", "pull", "--dest", str(tmp_path / "c"), "--precision", "fp16"),
+            *("--quantization", quantization),
             HF_ENDPOINT=hub.endpoint,
         )
     imported = measure(IMPORT_AND_MEASURE, standard_input=json.dumps(pulled.modules))

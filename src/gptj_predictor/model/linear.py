@@ -93,8 +93,19 @@ class Int8Projection(Projection):
     right on every device, and slow.
     """
 
-    def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> None:
-        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor,
+        *,
+        always_fine: bool = False,
+    ) -> None:
+        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`.
+
+        ``always_fine`` is :func:`quantize_rows`'s.
+        """
+        self._always_fine = always_fine
         self._weight, self._scales, self._bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
 
@@ -108,7 +119,7 @@ class Int8Projection(Projection):
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T`` in fp32."""
-        rows = quantize_rows(x)
+        rows = quantize_rows(x, always_fine=self._always_fine)
         if self._weight.is_mkldnn:
             product = _multiply_packed(rows.values, self._weight, self._scales, self._zero_points)
         else:
@@ -128,9 +139,16 @@ def _multiply_packed(
 
 
 def make_projection(
-    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scales: torch.Tensor | None,
+    *,
+    always_fine: bool = False,
 ) -> Projection:
-    """The projection for a weight, which has scales if it is int8."""
+    """The projection for a weight, which has scales if it is int8.
+
+    ``always_fine`` is :func:`quantize_rows`'s.
+    """
     if scales is None:
         return FloatProjection(weight, bias)
-    return Int8Projection(weight, scales, bias)
+    return Int8Projection(weight, scales, bias, always_fine=always_fine)

@@ -16,7 +16,7 @@ from torch.nn import functional
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
-from gptj_predictor.model.linear import make_projection
+from gptj_predictor.model.linear import Projection, make_projection
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
 
@@ -38,10 +38,9 @@ class GPTJLayer:
         self._hidden, self._heads = config.n_embd, config.n_head
         self._activate = _activation(config.activation_function)
         self._norm = _norm(config, weights, f"{name}.norm")
-        self._project_in, self._project_out = (
-            make_projection(*_weight_and_bias(weights, product), weights.get(f"{product}.scale"))
-            for product in (f"{name}.project_in", f"{name}.project_out")
-        )
+        self._project_in = _projection(weights, f"{name}.project_in")
+        # Few of the MLP's hidden values are large, so that 8 bits are too coarse for the others.
+        self._project_out = _projection(weights, f"{name}.project_out", always_fine=True)
 
     def __call__(
         self,
@@ -111,8 +110,9 @@ class GPTJNetwork:
         self._embedding = weights["embedding.weight"]
         self._layers = [GPTJLayer(config, weights, f"layers.{i}") for i in range(config.n_layer)]
         self._norm = _norm(config, weights, "norm")
-        head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
+        head = self._embedding if config.tie_word_embeddings else None
+        # What the head rounds off decides between tokens.
+        self._head = _projection(weights, "head", head, always_fine=True)
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
 
@@ -160,6 +160,16 @@ class GPTJNetwork:
 
 def _weight_and_bias(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+
+def _projection(
+    weights: Weights, name: str, weight: torch.Tensor | None = None, *, always_fine: bool = False
+) -> Projection:
+    """A product with a weight of that name or with another one."""
+    if weight is None:
+        weight = weights[f"{name}.weight"]
+    bias, scales = weights[f"{name}.bias"], weights.get(f"{name}.scale")
+    return make_projection(weight, bias, scales, always_fine=always_fine)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

@@ -95,7 +95,7 @@ class QuantizedRows(NamedTuple):
         return coarse.mul_(self.scales)
 
 
-def quantize_rows(x: torch.Tensor) -> QuantizedRows:
+def quantize_rows(x: torch.Tensor, *, always_fine: bool = False) -> QuantizedRows:
     """Round activations to integers, each row by itself, so that none depends on its neighbors.
 
     A row's largest magnitude becomes 127. In models of billions of parameters a few features are
@@ -105,18 +105,21 @@ def quantize_rows(x: torch.Tensor) -> QuantizedRows:
 
     Args:
         x: ``[T, inputs]``.
+        always_fine: Whether each row gets a second one.
     """
     copy = x.to(torch.float32, copy=True)
     peaks = copy.abs().amax(1, keepdim=True)
-    mean_squares = copy.square().mean(1, keepdim=True)
+    fine = None
+    if not always_fine:
+        mean_squares = copy.square().mean(1, keepdim=True)
+        [fine] = (peaks.square() > FINE_PEAK**2 * mean_squares)[:, 0].nonzero(as_tuple=True)
+        fine = None if len(fine) == len(x) else fine
     # The floor keeps a row of zeros from a division by zero.
-    scales = peaks.div(MAX_INT8).clamp_min_(1e-30)
+    scales = peaks.div_(MAX_INT8).clamp_min_(1e-30)
     exact = copy.mul_(scales.reciprocal())
     coarse = exact.round()
-    [fine] = (peaks.square() > FINE_PEAK**2 * mean_squares)[:, 0].nonzero(as_tuple=True)
-    if not len(fine):
-        return QuantizedRows(coarse.to(torch.int8), scales, fine)
-    is_all = len(fine) == len(x)
-    rest = exact.sub_(coarse) if is_all else exact[fine].sub_(coarse[fine])
-    values = torch.cat([coarse.to(torch.int8), rest.mul_(FINE_STEPS).round_().to(torch.int8)])
-    return QuantizedRows(values, scales, None if is_all else fine)
+    values = coarse.to(torch.int8)
+    if fine is None or len(fine):
+        rest = exact.sub_(coarse) if fine is None else exact[fine].sub_(coarse[fine])
+        values = torch.cat([values, rest.mul_(FINE_STEPS).round_().to(torch.int8)])
+    return QuantizedRows(values, scales, fine)

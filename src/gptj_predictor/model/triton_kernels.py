@@ -16,10 +16,12 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
-#: Keys that one program works on at a time, and as many values: 64 bytes for each of 128 threads.
-_BLOCK_BYTES = 8192
-_MAX_BLOCK_TOKENS = 64
-_MAX_SPLITS = 32
+from gptj_predictor.model.kernel_configs import KERNEL_CONFIGS
+
+_ROTATE_AND_STORE, _ATTEND, _MERGE = (
+    KERNEL_CONFIGS[name] for name in ("_rotate_and_store", "_attend", "_merge")
+)
+_MAX_SPLITS = _ATTEND.sizes["max_splits"]
 #: A multiplication and an addition in one instruction: the default until Triton 3.9, not after.
 _OPTIONS = {"enable_fp_fusion": True}
 
@@ -37,8 +39,8 @@ def splits_for(sequences: int, heads: int, processors: int) -> int:
     memory busy. Doubling until there are that many ends below six, about as many as run at once;
     more would only add outputs to merge. Lengths play no part, so that a CUDA graph stays good.
     """
-    splits = 1
-    while splits < _MAX_SPLITS and sequences * heads * splits < 3 * processors:
+    splits, wanted = 1, _ATTEND.sizes["programs_per_processor"] * processors
+    while splits < _MAX_SPLITS and sequences * heads * splits < wanted:
         splits *= 2
     return splits
 
@@ -83,7 +85,7 @@ def rotate_and_store(
         head_size=head_size,
         rotary_dim=2 * rotations.shape[1],
         page_size=keys.shape[1],
-        num_warps=1,  # a thread's share of 256 16-bit values is then one 16-byte access
+        num_warps=_ROTATE_AND_STORE.num_warps,
         **_OPTIONS,
     )
 
@@ -129,8 +131,9 @@ def decode_attention(
         shape = (sequences, heads, splits)
         parts = torch.empty((*shape, head_size), dtype=torch.float32, device=out.device)
         log_sums = torch.empty(shape, dtype=torch.float32, device=out.device)
-    block = min(_BLOCK_BYTES // (head_size * keys.itemsize), _MAX_BLOCK_TOKENS)
-    sizes = {"head_size": head_size, "block": block, "splits": splits, "num_warps": 4} | _OPTIONS
+    row_bytes = head_size * keys.itemsize
+    block = min(_ATTEND.sizes["block_bytes"] // row_bytes, _ATTEND.sizes["max_block_tokens"])
+    sizes = {"head_size": head_size, "block": block, "splits": splits} | _OPTIONS
     # Programs that run side by side take heads that lie side by side.
     _attend[(heads, splits, sequences)](
         *(queries, keys, values, page_tables, lengths, parts, log_sums),
@@ -140,10 +143,16 @@ def decode_attention(
         *out.stride()[:2],
         page_size=keys.shape[1],
         scale=math.log2(math.e) / math.sqrt(head_size),  # GPUs compute powers of 2, not of e
+        stages=_ATTEND.num_stages,
+        num_warps=_ATTEND.num_warps,
         **sizes,
     )
     if splits > 1:
-        _merge[(heads, sequences)](parts, log_sums, lengths, out, *out.stride()[:2], **sizes)
+        _merge[(heads, sequences)](
+            *(parts, log_sums, lengths, out, *out.stride()[:2]),
+            num_warps=_MERGE.num_warps,
+            **sizes,
+        )
 
 
 def _check(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -203,7 +212,7 @@ def _attend(  # type: ignore[no-untyped-def]
     queries, keys, values, page_tables, lengths, parts, log_sums,
     query_stride, query_head, page_stride, token_stride, table_stride, out_stride, out_head,
     head_size: tl.constexpr, page_size: tl.constexpr,
-    block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr,
+    block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence for one head.
 
@@ -226,8 +235,8 @@ def _attend(  # type: ignore[no-untyped-def]
     sums = tl.full((block,), 0.0, tl.float32)
     mixed = tl.full((block, head_size), 0.0, tl.float32)
     end = tl.minimum(first + share, length)
-    # With a number of stages, the next two blocks are on their way while one is worked on.
-    for start in tl.range(first, end, block, num_stages=3):
+    # With three stages, the next two blocks are on their way while one is worked on.
+    for start in tl.range(first, end, block, num_stages=stages):
         token = start + tl.arange(0, block)
         known = token < length
         page = tl.load(table + token // page_size, mask=known, other=0).to(tl.int64)

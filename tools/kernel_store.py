@@ -1,0 +1,119 @@
+"""Compile the kernels for GPT-J-6B ahead of time, so that a container's first start need not.
+
+    python tools/kernel_store.py [--architectures 80 90] [--dtypes bf16] [--output FOLDER]
+
+No GPU and no driver is needed; gcc is, for the module through which Triton talks to the driver. The
+image's build runs it; gptj_predictor/model/kernel_store.py finds what it makes. Cards before sm_80
+get no kernels for bfloat16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import triton  # type: ignore[import-untyped]
+from triton.backends.nvidia import driver as nvidia  # type: ignore[import-untyped]
+from triton.runtime import build  # type: ignore[import-untyped]
+
+from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
+from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.kernel_store import STORE
+from gptj_predictor.model.kernel_variants import KernelShape, launches
+
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def main() -> None:
+    """Compile everything into the folder, which is made anew."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--output", type=Path, default=STORE)
+    arguments = parser.parse_args()
+    started = time.perf_counter()
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    arguments.output.mkdir(parents=True)
+    store_driver_module(arguments.output)
+    work = partial(store_kernels, folder=arguments.output, dtypes=arguments.dtypes)
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        counts = list(pool.map(work, arguments.architectures))
+    for leftover in arguments.output.rglob("*.source"):
+        leftover.unlink()
+    size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
+    print(
+        f"{sum(counts)} kernels for {len(counts)} architectures in {arguments.output}: "
+        f"{size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s"
+    )
+
+
+def store_kernels(architecture: int, *, folder: Path, dtypes: list[str]) -> int:
+    """Compile for one card; how many variants there are."""
+    triton.knobs.cache.dir = str(folder)
+    triton.knobs.compilation.store_binary_only = True  # the machine code, none of the steps to it
+    pretend_card(architecture)
+    computes_in = [DTYPES[name] for name in dtypes if name != "bf16" or architecture >= 80]
+    shapes = [KernelShape(NetworkConfig(), dtype) for dtype in computes_in]
+    return sum(len(compile_launches(launches(shape))) for shape in shapes)
+
+
+def store_driver_module(folder: Path) -> None:
+    """Compile what Triton compiles at its first launch, under the key that it looks for.
+
+    It is linked against a library that has the driver's names and no driver, and it is not loaded
+    here: without a driver it could not be. The key has Python's name for the machine in it, which
+    is another one where the program ``file`` is installed; so it is stored under both.
+    """
+    source = (Path(nvidia.dirname) / "driver.c").read_text()
+    triton.knobs.cache.dir = str(folder)
+    with TemporaryDirectory() as names:
+        make_driver_names(source, Path(names))
+        for linkage in ("", "ELF"):
+            with _building_for(linkage):
+                build.compile_module_from_src(
+                    src=source,
+                    name="cuda_utils",
+                    library_dirs=[names],
+                    include_dirs=nvidia.include_dirs,
+                    libraries=nvidia.libraries,
+                )
+
+
+def make_driver_names(source: str, folder: Path) -> None:
+    """A ``libcuda.so.1`` that defines every name of the driver that a C source uses."""
+    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", source)))
+    code = folder / "names.c"
+    code.write_text("".join(f"int {name}(void) {{ return 1; }}\n" for name in functions))
+    command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", code.name]
+    subprocess.run([*command, "-o", "libcuda.so.1"], cwd=folder, check=True)
+
+
+@contextmanager
+def _building_for(linkage: str) -> Iterator[None]:
+    """Have Triton build a module and not load it, with the key of a machine with this linkage."""
+    bits, _ = platform.architecture()
+    machine = ",".join([platform.machine(), platform.system(), bits, linkage])
+    before = build._load_module_from_path, build.platform_key
+    build._load_module_from_path = lambda name, path: None
+    build.platform_key = lambda: machine
+    try:
+        yield
+    finally:
+        build._load_module_from_path, build.platform_key = before
+
+
+if __name__ == "__main__":
+    main()
