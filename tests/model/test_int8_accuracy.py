@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import GPTJConfig
@@ -27,7 +29,7 @@ MOST_ERROR = 4.5
 @torch.inference_mode()
 def test_error_of_logits(outliers: str) -> None:
     """Plain int8 of rows has 9 to 24 times bf16's error with outliers."""
-    shape = {"n_layer": 4, "n_embd": 512, "n_head": 4, "vocab_size": 1024}
+    shape: dict[str, Any] = {"n_layer": 4, "n_embd": 512, "n_head": 4, "vocab_size": 1024}
     model = random_model(GPTJConfig(**shape, bos_token_id=0, eos_token_id=0))
     OUTLIER_KINDS[outliers](model)
     texts, exact = random_texts(1024, 4, 64), exact_logits(model)
