@@ -199,6 +199,14 @@ def test_compare_with_peers(tmp_path: Path) -> None:
     ]
 
 
+def test_int8_accuracy() -> None:
+    shape = ["--layers", 1, "--hidden", 64, "--heads", 1, "--vocabulary", 60000]
+    few = ["--outliers", "none", "--prompts", 4, "--questions", 4]
+    printed = run("int8_accuracy.py", *shape, *few)
+    assert len(re.findall(r"^  ours int8 +error 0\.\d+, +\d+\.\d\d x bf16", printed, re.M)) == 2
+    assert len(re.findall(r"^  ours(?: int8)? +\d texts as in fp32", printed, re.M)) == 2
+
+
 def test_load_test_needs_aiperf(tmp_path: Path) -> None:
     """The rest of it is tested on files that aiperf wrote, see ``test_load_test.py``."""
     done = subprocess.run(
