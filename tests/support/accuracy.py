@@ -18,8 +18,9 @@ from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.engine.page_allocator import PageTable
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.prefill_plan import PrefillChunk
 from gptj_predictor.model.quantization import WeightQuantization
-from gptj_predictor.model.step_inputs import PrefillChunk, StepInputs
+from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.config import parse_config
 from tests.support.engines import CPU, GREEDY, RunningEngine
