@@ -36,6 +36,8 @@ def _sizes(**sizes: int) -> MappingProxyType[str, int]:
 #: By the kernel's name.
 KERNEL_CONFIGS: Final = MappingProxyType(
     {
+        # count: numbers that the start's trial adds one to, one for each thread.
+        "_add_one": KernelConfig(num_warps=1, sizes=_sizes(count=32)),
         # values_per_warp: 16 for each of 32 threads; more only where the warps do not suffice.
         "_normalize_and_add": KernelConfig(num_warps=16, sizes=_sizes(values_per_warp=512)),
         # block: the MLP's values of one program, 16 for each of 32 threads, which are two accesses

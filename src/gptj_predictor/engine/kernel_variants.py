@@ -22,6 +22,7 @@ from gptj_predictor.model.layer import GELU
 from gptj_predictor.model.triton.decode_attention import DecodeScratch, decode_attention, supports
 from gptj_predictor.model.triton.norm import normalize_and_add
 from gptj_predictor.model.triton.rotary import rotate_store_activate
+from gptj_predictor.model.triton_check import add_one
 from gptj_predictor.sampling.fused import sample_rows
 
 #: Any size will do: the kernels are compiled for all of them.
@@ -57,6 +58,12 @@ class KernelShape:
             head_size=self.head_size,
             dtype=self.dtype,
         ).layer(0)
+
+
+def trial_launches(_: KernelShape) -> Iterator[Launch]:
+    """Of :mod:`model.triton_check`."""
+    count = KERNEL_CONFIGS["_add_one"].sizes["count"]
+    yield partial(add_one, _empty(count, dtype=torch.float32))
 
 
 def norm_launches(shape: KernelShape) -> Iterator[Launch]:
@@ -113,6 +120,7 @@ def sampling_launches(shape: KernelShape) -> Iterator[Launch]:
 
 #: One for every kernel that is launched; a new one is a line here.
 _FAMILIES: tuple[Callable[[KernelShape], Iterator[Launch]], ...] = (
+    trial_launches,
     norm_launches,
     rotary_launches,
     attention_launches,

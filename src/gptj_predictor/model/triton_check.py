@@ -6,6 +6,8 @@ import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
+
 
 def try_kernel(device: torch.device) -> None:
     """Compile a tiny kernel, launch it and look at what it gave.
@@ -14,11 +16,18 @@ def try_kernel(device: torch.device) -> None:
         Exception: of Triton's, of the C compiler's or of the driver's, whatever is in the way.
         RuntimeError: the kernel gave something else than it should.
     """
-    values = torch.arange(32, dtype=torch.float32, device=device)
+    count = KERNEL_CONFIGS["_add_one"].sizes["count"]
+    values = torch.arange(count, dtype=torch.float32, device=device)
     with torch.cuda.device_of(values):  # Triton launches on the current device
-        _add_one[(1,)](values, count=32)
-    if values.tolist() != list(range(1, 33)):
-        raise RuntimeError("a kernel that adds one to 32 numbers gave others")
+        add_one(values)
+    if values.tolist() != list(range(1, count + 1)):
+        raise RuntimeError(f"a kernel that adds one to {count} numbers gave others")
+
+
+def add_one(values: torch.Tensor) -> None:
+    """Add one to each of the trial's numbers, fp32, in place."""
+    config = KERNEL_CONFIGS["_add_one"]
+    _add_one[(1,)](values, count=config.sizes["count"], num_warps=config.num_warps)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
