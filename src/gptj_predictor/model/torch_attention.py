@@ -37,6 +37,8 @@ class TorchAttention(Attention):
         if prefill is not None:
             self.name += f", {prefill.name}"
         self._attend_prefills = attend_prefills if prefill is None else prefill
+        self._slow_dtypes = _slow_dtypes()
+        self._copy = torch.empty(2, 0, 0, 0)  # of one sequence's context
 
     def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``[T, rotary_dim / 2]``, the positions' own."""
@@ -92,8 +94,26 @@ class TorchAttention(Attention):
         decodes = step.num_decodes
         queries = qkv[:decodes, :1]
         for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
-            place.copy_(_attend(query, _pieces(cache, context), causal=False)[0])
+            pieces = self._context(cache, context)
+            place.copy_(_attend(query.to(pieces[0][0].dtype), pieces, causal=False)[0])
         self._attend_prefills(qkv, cache, step, out)
+
+    def _context(self, cache: LayerCache, extents: list[Extent]) -> list[Piece]:
+        """What one query attends to: pieces of the cache, or a copy in fp32 if that is quicker."""
+        if cache.keys.device.type != "cpu" or cache.keys.dtype not in self._slow_dtypes:
+            return _pieces(cache, extents)
+        tokens = sum(count for _, count in extents)
+        if self._copy.shape[1] < tokens or self._copy.shape[2:] != cache.keys.shape[2:]:
+            # With room to grow. Memory that is used again costs no page faults.
+            self._copy = torch.empty(2, 2 * tokens, *cache.keys.shape[2:])
+        copy = self._copy[:, :tokens]
+        for pages, place in zip(cache, copy, strict=True):
+            values, end = pages.flatten(0, 1), 0
+            for at, count in extents:
+                place[end : end + count] = values[at : at + count]
+                end += count
+        keys, values = copy
+        return [(_heads_first(keys), _heads_first(values))]
 
 
 @cache
@@ -155,9 +175,6 @@ def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torc
     ``causal`` says that the last Q tokens of the context are the queries' own.
     """
     queries = _heads_first(queries)
-    if queries.shape[2] == 1 and queries.device.type == "cpu" and _is_slow_in(queries.dtype):
-        queries = queries.float()
-        pieces = [(keys.float(), values.float()) for keys, values in pieces]
     if queries.device.type == "cpu" and len(pieces) > 1:
         out = _merge_pieces(queries, pieces, causal=causal)
     else:
@@ -170,15 +187,15 @@ def _attend(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torc
     return out[0].transpose(0, 1)
 
 
-@cache
-def _is_slow_in(dtype: torch.dtype) -> bool:
-    """Whether a CPU attends sooner with one query if all is cast to fp32 before.
+def _slow_dtypes() -> set[torch.dtype]:
+    """In which a CPU attends sooner with one query if all is cast to fp32 before.
 
     torch's kernel multiplies a 16-bit vector value by value where no AMX does it: 355 us for 8
     heads of 256 values and 70 tokens, against 98 with the casts; 1,580 against 233 for 300 tokens.
     """
     amx = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}
-    return dtype in amx and not torch.cpu.get_capabilities().get(amx[dtype])
+    found = torch.cpu.get_capabilities()
+    return {dtype for dtype, feature in amx.items() if not found.get(feature)}
 
 
 def _merge_pieces(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torch.Tensor:
