@@ -115,7 +115,7 @@ def test_the_kernel_that_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Triton's interpreter; a device that computes something else is found out."""
     triton_check.try_kernel(CPU)
     assert find_kernel_trouble(CPU, 256, torch.float16) is None
-    monkeypatch.setattr(triton_check, "_add_one", {(1,): lambda values, count: None})
+    monkeypatch.setattr(triton_check, "_add_one", {(1,): lambda values, **_: None})
     with pytest.raises(RuntimeError, match="gave others"):
         triton_check.try_kernel(CPU)
 

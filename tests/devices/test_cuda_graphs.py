@@ -18,6 +18,16 @@ from tests.support.engines import CPU
 GPU = torch.device("cuda", 0)
 
 
+@pytest.fixture(autouse=True)
+def collecting() -> Iterator[None]:
+    """With garbage collection, which an earlier test in this process may have left off."""
+    was_on = gc.isenabled()
+    gc.enable()
+    yield
+    if not was_on:
+        gc.disable()
+
+
 class FakeStream:
     made = 0
 

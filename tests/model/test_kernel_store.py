@@ -73,7 +73,7 @@ def test_a_start_compiles_nothing(made: Path, libcuda: Path, tmp_path: Path) -> 
     nowhere = tmp_path / "a file"
     nowhere.touch()
     counts = start(made, libcuda, nowhere / "cache", **NO_COMPILER)
-    assert counts["kernels"] > 10
+    assert counts["kernels"] == 10
     assert counts["compiled"] == 0
     assert counts["loaded"] == counts["kernels"]
     assert counts["launched"] >= counts["kernels"]
