@@ -94,7 +94,8 @@ def test_compiles_for_every_card(cards: tuple[int, ...], tmp_path: Path) -> None
     }
     for usage in usages:
         assert 0 < usage["registers"] <= 255
-        assert usage["wide"] or usage["kernel"] == "_add_one", usage
+        # Of a few numbers, or of a block that leaves a thread 8 bytes at 16 bits, none can be.
+        assert usage["wide"] or usage["kernel"] in {"_add_one", "_sample"}, usage
         if usage["kernel"] == "_attend":
             assert usage["asynchronous"] == (usage["architecture"] >= 80), usage
     assert documented(cards) in ({}, shown(usages, cards))
