@@ -11,7 +11,6 @@ from gptj_predictor.devices.memory import activation_bytes
 from gptj_predictor.engine.core import EngineConfig, EngineCore
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.model.network import GPTJNetwork
-from gptj_predictor.snapshot.layout import inner_size
 
 PAGE_SIZE = 16
 #: Left free beside weights, KV cache and what a step takes: graphs, libraries, the profiler.
@@ -34,7 +33,7 @@ def fitting_pages(network: GPTJNetwork, *, batch: int, prefill_tokens: int) -> i
         tokens=prefill_tokens,
         logit_rows=batch,
         hidden=config.n_embd,
-        inner=inner_size(config),
+        inner=config.inner_size,
         vocabulary=config.vocab_size,
         value_bytes=network.dtype.itemsize,
     )

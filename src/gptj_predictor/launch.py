@@ -37,7 +37,7 @@ from gptj_predictor.settings import (
     ServerSettings,
 )
 from gptj_predictor.snapshot.folder import SnapshotFolder
-from gptj_predictor.snapshot.layout import NetworkLayout, inner_size
+from gptj_predictor.snapshot.layout import NetworkLayout
 from gptj_predictor.snapshot.load import check_tensors, load_network
 from gptj_predictor.tokenizer import Tokenizer, TokenizerError
 
@@ -314,7 +314,7 @@ def step_bytes(
         tokens=tokens,
         logit_rows=logit_rows,
         hidden=config.n_embd,
-        inner=inner_size(config),
+        inner=config.inner_size,
         vocabulary=config.vocab_size,
         value_bytes=dtype.itemsize,
         gathered_tokens=MAX_GATHERED_TOKENS if on_gpu else 0,

@@ -61,17 +61,31 @@ class DecodeStep:
         count = hidden.shape[0]
         logits, tokens = self.logits[:count], self._tokens[:count]
         self._network.write_logits(hidden, logits)
-        sample_rows(
-            logits,
-            seeds=inputs.seeds,
-            temperatures=inputs.temperatures,
-            top_ps=inputs.top_ps,
-            log_min_ps=inputs.log_min_ps,
-            top_ks=inputs.top_ks,
-            ends=inputs.ends,
-            batch_indices=inputs.batch_indices,
-            lengths=inputs.lengths,
-            token_table=self._token_table,
-            out=tokens,
-        )
+        choose_tokens(logits, inputs, token_table=self._token_table, out=tokens)
         return tokens
+
+
+def choose_tokens(
+    logits: torch.Tensor, inputs: DecodeInputs, *, token_table: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Choose as the inputs say; see :func:`sample_rows`.
+
+    Args:
+        logits: ``[N, vocabulary]``.
+        inputs: Of its fields those that describe sampling.
+        token_table: Gets the tokens.
+        out: ``[N]`` int64, gets them too.
+    """
+    sample_rows(
+        logits,
+        seeds=inputs.seeds,
+        temperatures=inputs.temperatures,
+        top_ps=inputs.top_ps,
+        log_min_ps=inputs.log_min_ps,
+        top_ks=inputs.top_ks,
+        ends=inputs.ends,
+        batch_indices=inputs.batch_indices,
+        lengths=inputs.lengths,
+        token_table=token_table,
+        out=out,
+    )

@@ -15,6 +15,7 @@ import torch
 
 from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
 from gptj_predictor.engine.decode_inputs import DecodeInputs
+from gptj_predictor.engine.decode_step import choose_tokens
 from gptj_predictor.model.ahead_of_time import Launch
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
@@ -23,7 +24,6 @@ from gptj_predictor.model.triton.decode_attention import DecodeScratch, decode_a
 from gptj_predictor.model.triton.norm import normalize_and_add
 from gptj_predictor.model.triton.rotary import rotate_store_activate
 from gptj_predictor.model.triton_check import add_one
-from gptj_predictor.sampling.fused import sample_rows
 
 #: Any size will do: the kernels are compiled for all of them.
 _TOKENS, _PAGES, _POSITIONS = 4, 8, 32
@@ -45,8 +45,8 @@ class KernelShape:
 
     def projected(self) -> torch.Tensor:
         """What a layer's first product gives."""
-        inner = 4 * self.config.n_embd if self.config.n_inner is None else self.config.n_inner
-        return _empty(_TOKENS, 3 * self.config.n_embd + inner, dtype=self.dtype)
+        columns = 3 * self.config.n_embd + self.config.inner_size
+        return _empty(_TOKENS, columns, dtype=self.dtype)
 
     def cache(self) -> LayerCache:
         """A layer's keys and values."""
@@ -101,18 +101,10 @@ def attention_launches(shape: KernelShape) -> Iterator[Launch]:
 
 def sampling_launches(shape: KernelShape) -> Iterator[Launch]:
     """Of :mod:`sampling.fused`."""
-    inputs = _inputs()
     yield partial(
-        sample_rows,
+        choose_tokens,
         _empty(_TOKENS, shape.config.vocab_size, dtype=shape.dtype),
-        seeds=inputs.seeds,
-        temperatures=inputs.temperatures,
-        top_ps=inputs.top_ps,
-        log_min_ps=inputs.log_min_ps,
-        top_ks=inputs.top_ks,
-        ends=inputs.ends,
-        batch_indices=inputs.batch_indices,
-        lengths=inputs.lengths,
+        _inputs(),
         token_table=_empty(_TOKENS, _POSITIONS, dtype=torch.int64),
         out=_empty(_TOKENS, dtype=torch.int64),
     )

@@ -25,3 +25,8 @@ class NetworkConfig:
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = False
     eos_token_ids: tuple[int, ...] = (50256,)
+
+    @property
+    def inner_size(self) -> int:
+        """The MLP's hidden size: four times the model's, unless ``n_inner`` says another."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd

@@ -7,8 +7,6 @@ import ctypes
 import torch
 from torch.nn import functional
 
-#: Inputs side by side in one 32-bit lane, which the instructions for int8 multiply at once.
-_LANE = 4
 #: Inputs of a block, which :func:`_arrange` needs to be whole.
 _BLOCK_INPUTS = 64
 #: Outputs of a block, by what oneDNN prefers for a weight and a processor.

@@ -45,11 +45,6 @@ class Place(NamedTuple):
         return memory.narrow(self.dim, self.start, self.shape[self.dim])
 
 
-def inner_size(config: NetworkConfig) -> int:
-    """The MLP's hidden size: four times the model's, unless the configuration says another."""
-    return config.n_inner if config.n_inner is not None else 4 * config.n_embd
-
-
 class NetworkLayout:
     """The parameters that a configuration asks for.
 
@@ -85,7 +80,7 @@ class NetworkLayout:
         self.parameters: dict[str, Parameter] = {}
         self.places: dict[str, Place] = {}
         hidden, vocabulary = config.n_embd, config.vocab_size
-        inner = inner_size(config)
+        inner = config.inner_size
         self._add("embedding", "embedding.weight", {"transformer.wte.weight": vocabulary}, hidden)
         for index in range(config.n_layer):
             self._add_layer(index, hidden, inner)
@@ -127,8 +122,8 @@ class NetworkLayout:
             self.places[tensor] = Place(name, dim, start, (*other[:dim], length, *other[dim:]))
             if is_int8 and self.stored == "int8":
                 # Pieces side by side in one row have the same scales.
-                rows = (start, length) if dim == 0 else (0, *other)
-                self.places[f"{tensor}{SCALE_SUFFIX}"] = Place(scale, 0, rows[0], rows[1:])
+                first, count = (start, length) if dim == 0 else (0, other[0])
+                self.places[f"{tensor}{SCALE_SUFFIX}"] = Place(scale, 0, first, (count,))
             start += length
         shape = (*other[:dim], start, *other[dim:])
         self.parameters[name] = Parameter(shape, part, torch.int8 if is_int8 else None)
