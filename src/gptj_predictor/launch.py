@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.dtypes import dtype_name, weights_name
 from gptj_predictor.common.phases import Phase, Phases
 from gptj_predictor.devices.attention import choose_attentions
 from gptj_predictor.devices.cuda_graphs import CudaCapture, can_capture, capture_for
@@ -92,7 +92,7 @@ class LaunchPlan:
         choice = choose_precision(settings.precision, folder.dtype, descriptions[0])
         quantized = choose_quantization(settings.quantization, folder.quantization, path)
         quantization = quantized.quantization
-        kind = weights_name(choice.dtype, quantization)
+        kind = weights_name(dtype_name(choice.dtype), quantization)
         free = {device: free_bytes(device) for device in devices}
         placement = place(
             NetworkLayout(folder.config, quantization).part_bytes(choice.dtype),
@@ -298,12 +298,6 @@ class LaunchPlan:
 def _cpu_room(activations: int) -> int:
     """Bytes of host memory that the KV cache may take, so that the largest load still fits."""
     return free_memory() - activations - CPU_RESERVE_BYTES
-
-
-def weights_name(dtype: torch.dtype, quantization: WeightQuantization) -> str:
-    """What the weights are, for people: ``bfloat16 with int8 weights``."""
-    name = dtype_name(dtype)
-    return name if quantization == "none" else f"{name} with {quantization} weights"
 
 
 def step_bytes(

@@ -13,6 +13,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def weights_name(precision: str, quantization: str) -> str:
+    """What weights are, for people: ``bfloat16 with int8 weights``, or the precision alone."""
+    return precision if quantization == "none" else f"{precision} with {quantization} weights"
+
+
 def dtype_from_name(name: str) -> torch.dtype | None:
     """The dtype that torch calls ``bfloat16`` or ``torch.bfloat16``; ``None`` if there is none."""
     dtype = vars(torch).get(name.removeprefix("torch."))

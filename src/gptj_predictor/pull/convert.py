@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.dtypes import dtype_name, weights_name
 from gptj_predictor.common.files import put_in_place, write_whole
 from gptj_predictor.common.progress import Progress
 from gptj_predictor.model.quantization import quantize, scales_of
@@ -133,7 +133,7 @@ class Storage:
     def name(self) -> str:
         """What is made, for people."""
         name = "safetensors" if self.dtype is None else dtype_name(self.dtype)
-        return f"{name} with int8 weights" if self.quantized else name
+        return weights_name(name, "int8" if self.quantized else "none")
 
     def bytes(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Bytes of a tensor and its scales, if it has some; ``dtype`` is what it is read in."""
