@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from gptj_predictor.bench.machine import alone
+from gptj_predictor.common.threads import alone
 from peers.ctranslate import name_of
 from peers.peer import Peer
 from peers.session import Session

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from transformers import GPTJConfig
 
-from gptj_predictor.bench.machine import alone
+from gptj_predictor.common.threads import alone
 from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.request import Event

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gptj_predictor.bench.machine import alone
+from gptj_predictor.common.threads import alone
 from peers.cases import concurrent, page, prefix, unshared
 from peers.decoding import decode
 from peers.session import Session

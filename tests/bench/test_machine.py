@@ -42,9 +42,3 @@ def test_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["driver_version"] == "580.65.06"
     assert facts["clocks.max.sm"] == "1980 MHz"
     assert machine.ask_nvidia_smi("other") == {}
-
-
-def test_work_alone_raises_what_it_raised() -> None:
-    assert machine.alone(lambda: 3) == 3
-    with pytest.raises(ZeroDivisionError):
-        machine.alone(lambda: 1 // 0)

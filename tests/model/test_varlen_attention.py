@@ -63,7 +63,7 @@ def make_tensors(step: StepInputs, dtype: torch.dtype) -> tuple[torch.Tensor, La
     projected = torch.randn(tokens, 4 * HEADS * HEAD_SIZE, generator=generator).to(dtype)
     qkv = projected[:, : 3 * HEADS * HEAD_SIZE].unflatten(1, (3, HEADS, HEAD_SIZE))
     shape = (2, 200, PAGE_SIZE, HEADS, HEAD_SIZE)
-    cache = LayerCache(*torch.randn(shape, generator=generator).to(dtype).unbind(0))
+    cache = LayerCache(torch.randn(shape, generator=generator).to(dtype))
     cache.keys.flatten(0, 1)[step.slot_mapping] = qkv[:, 1]
     cache.values.flatten(0, 1)[step.slot_mapping] = qkv[:, 2]
     return qkv, cache
@@ -198,7 +198,7 @@ def test_torch_takes_the_arguments(kernel: VarlenKernel, dtype: torch.dtype, con
     ]
     projected = torch.empty(tokens, 3 * 4096 + 16384, dtype=dtype, device=META)
     qkv = projected[:, : 3 * 4096].unflatten(1, (3, heads, head_size))
-    halves = torch.empty(2, 512, 16, heads, head_size, dtype=dtype, device=META).unbind(0)
+    both = torch.empty(2, 512, 16, heads, head_size, dtype=dtype, device=META)
     outputs: list[torch.Tensor] = []
 
     def spy(*arguments: Any) -> torch.Tensor:
@@ -206,7 +206,7 @@ def test_torch_takes_the_arguments(kernel: VarlenKernel, dtype: torch.dtype, con
         return outputs[-1]
 
     with Operations() as operations:
-        VarlenPrefill(spy, "torch's own")(qkv, LayerCache(*halves), step, qkv[:, 2])
+        VarlenPrefill(spy, "torch's own")(qkv, LayerCache(both), step, qkv[:, 2])
     # One launch, and one copy to where the second product reads it; keys and values are gathered
     # behind a context. Whatever the number of prompts.
     once = [kernel.__name__.replace("kernel", "attention_forward"), "copy"]

@@ -14,13 +14,11 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
-from gptj_predictor.common.threads import in_daemon_thread
+from gptj_predictor.common.threads import alone
 
 PACKAGES = ("gptj-predictor", "torch", "triton", "transformers", "numpy")
 
@@ -39,18 +37,6 @@ CLOCKS = (
 GPU_BUFFER = 2**30
 CPU_BUFFER = 2**29
 REPEATS = 5
-
-Result = TypeVar("Result")
-
-
-def alone(work: Callable[[], Result]) -> Result:
-    """Call it in a thread of its own and return what it returns.
-
-    OpenMP gives every thread that computes its own workers, which live as long as the thread. With
-    more workers than CPUs, workers sleep between two products and wake up late. So no thread that
-    stays, but the engine's, may compute. A signal to the caller does not wait for the work.
-    """
-    return in_daemon_thread(work, "alone").result()
 
 
 def cpu_name() -> str:

@@ -17,6 +17,7 @@ from gptj_predictor.bench.results import Device, Results, Run, Settings
 from gptj_predictor.bench.targets import Sampling, Target
 from gptj_predictor.bench.text import Prompts
 from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.threads import alone
 from gptj_predictor.demo import DEMO_SNAPSHOT
 from gptj_predictor.launch import LaunchPlan
 from gptj_predictor.settings import BenchmarkSettings, ServerSettings
@@ -88,7 +89,7 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
         if run.bandwidth is None and len(devices) == 1:
             rate = machine.measure_bandwidth(devices[0], threads)
             run = run.model_copy(update={"bandwidth": rate})
-        engine = machine.alone(launch.start_engine)
+        engine = alone(launch.start_engine)
         info = engine.info()
         in_use = {str(device): name for device, name in info.attention.items()}
         if (in_use, info.captures) != (run.attention, run.cuda_graphs):

@@ -37,3 +37,14 @@ def in_daemon_thread(work: Callable[[], Result], name: str) -> Future[Result]:
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def alone(work: Callable[[], Result]) -> Result:
+    """Call it in a thread of its own and return what it returns.
+
+    OpenMP gives every thread that computes its own workers, which live as long as the thread. With
+    more workers than CPUs, workers sleep between two operations and wake up late: a decode step on
+    two CPUs then takes twice as long. So no thread that stays, but the engine's, may compute. A
+    signal to the caller does not wait for the work.
+    """
+    return in_daemon_thread(work, "alone").result()

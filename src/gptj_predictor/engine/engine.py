@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from gptj_predictor.common.threads import alone
 from gptj_predictor.engine.core import EngineConfig, EngineCore, EngineInfo
 from gptj_predictor.engine.faults import DeviceFaultError
 from gptj_predictor.engine.graphs import Capture
@@ -60,7 +61,7 @@ class Engine:
         self, network: GPTJNetwork, config: EngineConfig, capture: Capture | None = None
     ) -> None:
         """See :class:`EngineCore`; :meth:`start` starts the thread."""
-        self._core = EngineCore(network, config, capture)
+        self._core = alone(lambda: EngineCore(network, config, capture))
         self._sinks: dict[Sequence, EventSink] = {}  # the engine's thread alone uses it
         self._mailbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._closing = threading.Lock()  # no letter comes after the thread has read the last one
@@ -81,9 +82,8 @@ class Engine:
 
         It returns when the thread has warmed up: libraries keep handles for each thread.
 
-        On a CPU, load the network in a thread that ends, and compute in no other meanwhile: OpenMP
-        gives every computing thread workers of its own, and when there are more of them than CPUs
-        they sleep between products instead of spinning (measured: steps a quarter slower).
+        On a CPU, load the network in a thread that ends, and compute in no other meanwhile, see
+        :func:`alone`.
 
         Raises:
             EngineDeadError: the thread could not warm up.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import torch
 
@@ -13,11 +13,21 @@ NULL_PAGE = 0
 Extent = tuple[int, int]
 
 
-class LayerCache(NamedTuple):
-    """One layer's keys (rotated) and values: ``[pages, page_size, heads, head_size]`` each."""
+class LayerCache:
+    """One layer's keys (rotated) and values, which it is made of when it is iterated.
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    Attributes:
+        both: ``[2, pages, page_size, heads, head_size]``.
+        keys: The first half, a view.
+        values: The second half, a view.
+    """
+
+    def __init__(self, both: torch.Tensor) -> None:
+        self.both = both
+        self.keys, self.values = both.unbind(0)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter((self.keys, self.values))
 
 
 class PagedKVCache:
@@ -40,8 +50,10 @@ class PagedKVCache:
         """Allocate the pages, unfilled, for one layer on each of ``devices``."""
         self.page_size = page_size
         shape = (2, pages, page_size, heads, head_size)
-        self._layers = [torch.empty(shape, dtype=dtype, device=device) for device in devices]
+        self._layers = [
+            LayerCache(torch.empty(shape, dtype=dtype, device=device)) for device in devices
+        ]
 
     def layer(self, index: int) -> LayerCache:
-        """A layer's part, as views."""
-        return LayerCache(*self._layers[index].unbind(0))
+        """A layer's part."""
+        return self._layers[index]

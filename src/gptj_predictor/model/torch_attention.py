@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.attention import Attention
+from gptj_predictor.model.cast_attention import CastDecode
 from gptj_predictor.model.kv_cache import Extent, LayerCache
 from gptj_predictor.model.layer import GPTJLayer
 from gptj_predictor.model.step_inputs import StepInputs
@@ -22,7 +23,7 @@ Piece = tuple[torch.Tensor, torch.Tensor]
 
 
 class TorchAttention(Attention):
-    """Sequence by sequence.
+    """Sequence by sequence, or a few at a time where :class:`CastDecode` is faster.
 
     Pages that lie side by side are read where they are. A context in several pieces is attended to
     piece by piece on a CPU, and the partial results merged by their log-sum-exp (Milakov and
@@ -38,7 +39,7 @@ class TorchAttention(Attention):
             self.name += f", {prefill.name}"
         self._attend_prefills = attend_prefills if prefill is None else prefill
         self._slow_dtypes = _slow_dtypes()
-        self._copy = torch.empty(2, 0, 0, 0)  # of one sequence's context
+        self._decode_cast = CastDecode()
 
     def rotations(self, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """``[T, rotary_dim / 2]``, the positions' own."""
@@ -92,28 +93,13 @@ class TorchAttention(Attention):
                 ``qkv[:, 2]``: a sequence's values are read before its output is written.
         """
         decodes = step.num_decodes
-        queries = qkv[:decodes, :1]
-        for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
-            pieces = self._context(cache, context)
-            place.copy_(_attend(query.to(pieces[0][0].dtype), pieces, causal=False)[0])
+        if cache.keys.device.type == "cpu" and cache.keys.dtype in self._slow_dtypes:
+            self._decode_cast(qkv[:decodes, 0], cache, step, out[:decodes])
+        else:
+            queries = qkv[:decodes, :1]
+            for query, context, place in zip(queries, step.contexts, out[:decodes], strict=True):
+                place.copy_(_attend(query, _pieces(cache, context), causal=False)[0])
         self._attend_prefills(qkv, cache, step, out)
-
-    def _context(self, cache: LayerCache, extents: list[Extent]) -> list[Piece]:
-        """What one query attends to: pieces of the cache, or a copy in fp32 if that is quicker."""
-        if cache.keys.device.type != "cpu" or cache.keys.dtype not in self._slow_dtypes:
-            return _pieces(cache, extents)
-        tokens = sum(count for _, count in extents)
-        if self._copy.shape[1] < tokens or self._copy.shape[2:] != cache.keys.shape[2:]:
-            # With room to grow. Memory that is used again costs no page faults.
-            self._copy = torch.empty(2, 2 * tokens, *cache.keys.shape[2:])
-        copy = self._copy[:, :tokens]
-        for pages, place in zip(cache, copy, strict=True):
-            values, end = pages.flatten(0, 1), 0
-            for at, count in extents:
-                place[end : end + count] = values[at : at + count]
-                end += count
-        keys, values = copy
-        return [(_heads_first(keys), _heads_first(values))]
 
 
 @cache
