@@ -124,28 +124,32 @@ class Int8Projection(Projection):
         """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
         self._weight, self._scales, self.bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
+        inputs = weight.shape[0 if weight.is_mkldnn else 1]  # packed ones say it in this order
+        sums = self._multiply(torch.ones(1, inputs, dtype=torch.int8, device=scales.device))
+        self._sums_and_bias = torch.cat([sums, self.bias[None]])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
-        return self._multiply(x).add_(self.bias).to(x.dtype)
+        return self._product(x, self._sums_and_bias).to(x.dtype)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.add_to`."""
-        return residual.copy_(self._multiply(x).add_(self.bias).add_(residual))
+        return residual.add_(self._product(x, self._sums_and_bias))
 
     def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.accumulate`."""
-        return residual.copy_(self._multiply(x).add_(residual))
+        return residual.add_(self._product(x, self._sums_and_bias[:1]))
 
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        """``x W^T`` in fp32."""
+    def _product(self, x: torch.Tensor, addends: torch.Tensor) -> torch.Tensor:
+        """In fp32."""
         rows = quantize_rows(x)
+        return rows.combine(self._multiply(rows.values), addends)
+
+    def _multiply(self, values: torch.Tensor) -> torch.Tensor:
+        """Of int8 values with the weights that are held; in fp32."""
         if self._weight.is_mkldnn:
-            product = _multiply_packed(rows.values, self._weight, self._scales, self._zero_points)
-        else:
-            product = functional.linear(rows.values.float(), self._weight.float())
-            product.mul_(self._scales)
-        return rows.combine(product)
+            return _multiply_packed(values, self._weight, self._scales, self._zero_points)
+        return functional.linear(values.float(), self._weight.float()).mul_(self._scales)
 
 
 def _multiply_packed(

@@ -1,17 +1,20 @@
 """Weights and activations as 8-bit integers.
 
-Weights have a scale per output, activations one per row, both symmetric: a value is its integer
-times the scale. So a product of integers, summed in 32 bits, is the product of the values but for
-two scales (Jacob et al., Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, 2018, section 2).
+Weights have a scale per output: a value is its integer times the scale. Activations have a scale and
+a center per row: a value is its integer times the scale, plus the center. So a product of values is
+a product of integers, summed in 32 bits, but for two scales and the center times the sum of the
+weights (Jacob et al., Quantization and Training of Neural Networks for Efficient
+Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn import functional
 
 #: How the weights of products are held: in the network's dtype, or as int8 with scales.
 WeightQuantization = Literal["none", "int8"]
@@ -22,10 +25,8 @@ MAX_INT8 = 127
 #: How many steps of a fine row make one of the coarse row: what is rounded off is half a step.
 FINE_STEPS = 2 * MAX_INT8
 
-#: The root mean square of a row, times this, is the largest peak that 8 bits are enough for. Of
-#: 600 texts of the demo, 3.3 of 100 more than with bfloat16 differ from fp32's with this value and
-#: with lower ones, 5.3 with 5 (``benchmarks/int8_accuracy.py``).
-FINE_PEAK = 4.0
+#: Half of the widest range of a row that 8 bits are enough for, in units of its root mean square.
+FINE_RANGE = 4.0
 
 #: Values of a weight that are worked on at once, so that they stay in a processor's cache.
 _BLOCK_VALUES = 2**18
@@ -70,54 +71,65 @@ def _blocks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
 class QuantizedRows(NamedTuple):
     """T rows of activations as integers.
 
-    Row t is ``values[t] * scales[t]``; of those S that ``fine`` names, the s-th is more closely
-    ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]]``.
+    Row t is ``values[t] * scales[t] + centers[t]``; of those S that ``fine`` names, the s-th is
+    more closely ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]] +
+    centers[fine[s]]``.
 
     Attributes:
         values: ``[T + S, inputs]`` int8.
         scales: ``[T, 1]`` fp32.
+        centers: ``[T, 1]`` fp32.
         fine: ``[S]`` int64, rising; ``None`` if it is all T.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
+    centers: torch.Tensor
     fine: torch.Tensor | None
 
-    def combine(self, product: torch.Tensor) -> torch.Tensor:
-        """From ``[T + S, outputs]`` fp32, made of ``values``, to ``[T, outputs]`` made of the rows.
+    def combine(self, product: torch.Tensor, addends: torch.Tensor) -> torch.Tensor:
+        """The product ``[T, outputs]`` of the rows, fp32.
 
-        It uses the memory of ``product``.
+        Args:
+            product: ``[T + S, outputs]`` fp32, of ``values``. Its memory is used.
+            addends: ``[1, outputs]`` fp32, the sum of the weights of each output; ``[2, outputs]``
+                with what is to be added to every row, such as a bias.
         """
         coarse, fine = product.split([len(self.scales), len(product) - len(self.scales)])
         if self.fine is None:
             coarse.add_(fine, alpha=1 / FINE_STEPS)
         elif len(fine):
             coarse.index_add_(0, self.fine, fine, alpha=1 / FINE_STEPS)
-        return coarse.mul_(self.scales)
+        factors = functional.pad(self.centers, (0, len(addends) - 1), value=1.0)
+        return coarse.mul_(self.scales).addmm_(factors, addends)
 
 
 def quantize_rows(x: torch.Tensor) -> QuantizedRows:
     """Round activations to integers, each row by itself, so that none depends on its neighbors.
 
-    A row's largest magnitude becomes 127. In models of billions of parameters a few features are
-    tens of times larger than the rest (Dettmers et al., LLM.int8(), 2022), which 8 bits would then
-    say little of. So a row that is :data:`FINE_PEAK` times as large at its peak as on average gets
-    a second row of integers for what the first one rounds off.
+    A row's smallest value becomes -128 and its largest 127, as what comes from a GELU has no
+    negative values to speak of. In models of billions of parameters a few features are tens of
+    times larger than the rest (Dettmers et al., LLM.int8(), 2022), which 8 bits would then say
+    little of. So a row whose range is wide beside its root mean square, see :data:`FINE_RANGE`,
+    gets a second row of integers for what the first one rounds off.
 
     Args:
         x: ``[T, inputs]``.
     """
-    copy = x.to(torch.float32, copy=True)
-    peaks = copy.abs().amax(1, keepdim=True)
-    mean_squares = copy.square().mean(1, keepdim=True)
-    # The floor keeps a row of zeros from a division by zero.
-    scales = peaks.div(MAX_INT8).clamp_min_(1e-30)
-    exact = copy.mul_(scales.reciprocal())
+    exact = x.to(torch.float32, copy=True)
+    lowest, highest = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
+    ranges = highest.sub_(lowest)
+    sizes = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+    limit = 2 * FINE_RANGE / math.sqrt(x.shape[1])
+    # The floor keeps a row of equal values from a division by zero.
+    scales = ranges.div(255).clamp_min_(1e-30)
+    centers = lowest.add_(scales, alpha=128)
+    exact.sub_(centers).div_(scales)
     coarse = exact.round()
-    [fine] = (peaks.square() > FINE_PEAK**2 * mean_squares)[:, 0].nonzero(as_tuple=True)
+    [fine] = (ranges > sizes.mul_(limit))[:, 0].nonzero(as_tuple=True)
     if not len(fine):
-        return QuantizedRows(coarse.to(torch.int8), scales, fine)
+        return QuantizedRows(coarse.to(torch.int8), scales, centers, fine)
     is_all = len(fine) == len(x)
     rest = exact.sub_(coarse) if is_all else exact[fine].sub_(coarse[fine])
     values = torch.cat([coarse.to(torch.int8), rest.mul_(FINE_STEPS).round_().to(torch.int8)])
-    return QuantizedRows(values, scales, None if is_all else fine)
+    return QuantizedRows(values, scales, centers, None if is_all else fine)

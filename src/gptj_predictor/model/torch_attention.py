@@ -77,8 +77,7 @@ class TorchAttention(Attention):
             step: Where each of the T tokens goes.
         """
         rotate(qkv[:, :2], rotations)
-        cache.keys.flatten(0, 1)[step.slot_mapping] = qkv[:, 1]
-        cache.values.flatten(0, 1)[step.slot_mapping] = qkv[:, 2]
+        cache.both.flatten(1, 2)[:, step.slot_mapping] = qkv[:, 1:].transpose(0, 1)
 
     def attend(
         self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
