@@ -17,6 +17,8 @@ In this order, each printed and saved as soon as it is known:
 * Batches of 128 tokens in and 128 out, greedy and with top-k and top-p; the first token of 128 and
   2,047 prompt tokens; a shared prefix; 64 requests at once; 120 texts of 1,920 tokens.
 * The kernels of a decode step at batch 1 and 256.
+* The same weights as int8: log-probabilities of the small network against fp32 with the values that
+  they stand for, and greedy batches beside those in 16 bit. It is skipped when the time is up.
 
 At the end stands every figure beside its goal. The goals are for an H200 and scale with the copy
 bandwidth that was measured; ratios do not. What does not fit the card is skipped with a line. The
@@ -46,16 +48,15 @@ from gptj_predictor.bench.machine import (
     utc_now,
     versions,
 )
-from gptj_predictor.devices.cuda_graphs import capture_for
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.graphs import ladder
 from one_card import cases
-from one_card.correctness import compare
+from one_card.correctness import compare, compare_int8
 from one_card.engines import free_all, pages_for
 from one_card.goals import goals_of
 from one_card.plan import DRY, FULL, Plan
 from one_card.record import Record
-from one_card.weights import RandomWeights
+from one_card.weights import RandomWeights, int8_network
 
 #: From here on a GPU computes in bfloat16; see devices/precision.py.
 BFLOAT16_CAPABILITY = (8, 0)
@@ -95,17 +96,42 @@ def measure(record: Record, plan: Plan, device: torch.device) -> None:
     record.bandwidth = measure_bandwidth(device, torch.get_num_threads())
     record.figure("copy bandwidth", record.bandwidth / 1e12, "TB/s")
     attempt(record, "correctness", lambda: compare(record, plan, device, dtype))
+    measure_16_bit(record, plan, device, dtype)
+    free_all()
+    if record.is_late:
+        record.note("skipped: int8 weights: the time is up")
+    else:
+        attempt(record, "int8 weights", lambda: measure_int8(record, plan, device, dtype))
+
+
+def measure_16_bit(record: Record, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    """All that has a goal; the weights are gone afterwards."""
     weights = attempt(record, "weights", lambda: RandomWeights(plan.config, dtype, device))
     if weights is None:
         return
-    card = cases.Card(record, plan, weights)
-    gigabytes = weights.step_bytes / 1e9
-    record.note(f"{dtype}: {gigabytes:.2f} GB of weights are read a step")
-    attempt(record, "generate", lambda: cases.measure_generate(card))
+    card = cases.Card(record, plan, weights.network)
+    record.note(f"{dtype}: {card.step_bytes / 1e9:.2f} GB of weights are read a step")
+    attempt(record, "generate", lambda: cases.measure_generate(card, weights.transformers_model()))
     free_all()
     attempt(record, "prefix caching", lambda: cases.measure_unshared(card))
     free_all()
     attempt(record, "the engine", lambda: measure_with_engine(card))
+
+
+def measure_int8(record: Record, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    """Batches with int8 weights, made on the device of the same values."""
+    compare_int8(record, plan, device, dtype)
+    card = cases.Card(record, plan, int8_network(plan.config, dtype, device))
+    record.note(f"int8: {card.step_bytes / 1e9:.2f} GB of weights are read a step")
+    batch = max(plan.int8_batches)
+    fitting = card.fitting(batch)
+    if fitting < 1:
+        record.note("skipped: int8 weights: no memory is left for the KV cache")
+        return
+    wanted = pages_for(batch, plan.prompt + plan.new)
+    with card.engine(batch=batch, pages=min(wanted, fitting)) as engine:
+        say_engine(record, engine)
+        cases.measure_int8_batches(card, engine)
 
 
 def measure_with_engine(card: cases.Card) -> None:
@@ -121,7 +147,7 @@ def measure_with_engine(card: cases.Card) -> None:
     started = record.seconds
     with card.engine(batch=batch, pages=min(wanted, fitting)) as engine:
         record.figure("engine's start, graphs captured", record.seconds - started, "s")
-        say_engine(record, card, engine)
+        say_engine(record, engine)
         steps: tuple[tuple[str, Callable[[cases.Card, Engine], None]], ...] = (
             ("batches", cases.measure_batches),
             ("first tokens", cases.measure_first_tokens),
@@ -161,19 +187,19 @@ def counted_compilations(record: Record) -> Iterator[None]:
         record.figure("kernels compiled, seconds of all", sum(taken), "s")
 
 
-def say_engine(record: Record, card: cases.Card, engine: Engine) -> None:
+def say_engine(record: Record, engine: Engine) -> None:
     """What the engine uses; on a GPU it has to be our kernels and graphs."""
     info = engine.info()
-    network = card.weights.network
-    captures = capture_for(network) is not None
-    rungs = len(ladder(info.config.max_batch_size)) if captures else 0
+    rungs = len(ladder(info.config.max_batch_size)) if info.captures else 0
     attention = ", ".join(info.attention.values())
-    record.detail("engine", {"attention": attention, "graphs": rungs, "config": vars(info.config)})
+    name = "engine" if info.quantization == "none" else f"engine, {info.quantization} weights"
+    record.detail(name, {"attention": attention, "graphs": rungs, "config": vars(info.config)})
     record.note(
-        f"{info.kv_cache_tokens} tokens of KV cache; attention: {attention}; graphs: {rungs}"
+        f"{name}: {info.kv_cache_tokens} tokens of KV cache; attention: {attention}; "
+        f"graphs: {rungs}"
     )
-    if info.devices[0].type == "cuda" and not (captures and "Triton" in attention):
-        record.fail(f"not our kernels and graphs: {attention}, graphs: {captures}")
+    if info.devices[0].type == "cuda" and not (info.captures and "Triton" in attention):
+        record.fail(f"not our kernels and graphs: {attention}, graphs: {info.captures}")
 
 
 def attempt(record: Record, what: str, run: Callable[[], Any]) -> Any:

@@ -31,7 +31,7 @@ from triton.runtime import build  # type: ignore[import-untyped]
 from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.kernel_store import STORE
+from gptj_predictor.model.kernel_store import STORE, write_digests
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +53,7 @@ def main() -> None:
         counts = list(pool.map(work, arguments.architectures))
     for leftover in arguments.output.rglob("*.source"):
         leftover.unlink()
+    write_digests(arguments.output)
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(
         f"{sum(counts)} kernels for {len(counts)} architectures in {arguments.output}: "

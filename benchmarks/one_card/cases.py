@@ -7,22 +7,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import torch
 
+from gptj_predictor.devices.cuda_graphs import CudaCapture, capture_for
+from gptj_predictor.engine.core import EngineConfig
 from gptj_predictor.engine.engine import Engine
+from gptj_predictor.model.network import GPTJNetwork
 from one_card.correctness import sampled
 from one_card.engines import (
     engine_config,
     fitting_pages,
     free_all,
-    make_engine,
     pages_for,
 )
 from one_card.plan import Plan
 from one_card.record import Record
 from one_card.step_profile import profile_step
-from one_card.weights import RandomWeights
+from one_card.weights import step_bytes
 from peers.generate import Generate
 from peers.ours import Ours, greedy
 from peers.timing import Load, Prompts, Timing
@@ -35,14 +38,21 @@ class Card:
     Attributes:
         record: Where it is said.
         plan: Of sizes.
-        weights: Of the network.
+        network: With its weights.
+        capture: What makes its graphs, if anything.
+        step_bytes: Bytes of weights that a decode step reads.
         prompts_drawn: Seeds, so that no prompt comes twice and nothing is in the prefix cache.
     """
 
     record: Record
     plan: Plan
-    weights: RandomWeights
+    network: GPTJNetwork
+    capture: CudaCapture | None = field(init=False)
+    step_bytes: int = field(init=False)
     prompts_drawn: Iterator[int] = field(default_factory=lambda: count(100))
+
+    def __post_init__(self) -> None:
+        self.capture, self.step_bytes = capture_for(self.network), step_bytes(self.network)
 
     def prompts(self, number: int, length: int) -> Prompts:
         """New random ones."""
@@ -54,26 +64,24 @@ class Card:
     @contextmanager
     def engine(self, *, batch: int, pages: int, caching: bool = True) -> Iterator[Engine]:
         """An engine, until the block ends."""
-        config = engine_config(
-            batch=batch,
-            pages=pages,
-            prefill_tokens=self.plan.max_prefill_tokens,
-            caching=caching,
-        )
-        engine = make_engine(self.weights.network, config)
+        engine = Engine(self.network, self._config(batch, pages, caching=caching), self.capture)
         engine.start()  # graphs are captured now
         engine.stop()
         try:
             yield engine
         finally:
             del engine
+            if self.capture is not None:
+                self.capture.renew_pool()  # the graphs go, and with them the pool
             free_all()
 
-    def fitting(self, batch: int) -> int:
-        """Pages that fit the card beside a step of such a batch."""
-        return fitting_pages(
-            self.weights.network, batch=batch, prefill_tokens=self.plan.max_prefill_tokens
-        )
+    def fitting(self, batch: int, engines: int = 1) -> int:
+        """Pages that fit the card beside a step of such a batch, or of each of several engines."""
+        return fitting_pages(self.network, self._config(batch, 1), self.capture, engines)
+
+    def _config(self, batch: int, pages: int, *, caching: bool = True) -> EngineConfig:
+        prefill = self.plan.max_prefill_tokens
+        return engine_config(batch=batch, pages=pages, prefill_tokens=prefill, caching=caching)
 
     def fits(self, what: str, sequences: int, length: int, pages: int) -> bool:
         """Whether so many sequences have room; says what is skipped."""
@@ -85,13 +93,13 @@ class Card:
 
     def ours(self, engine: Engine, *, draw: bool = False) -> Ours:
         """The engine as one that is measured, greedy or with top-k and top-p."""
-        return Ours(engine, "ours", self.weights.step_bytes, sampled if draw else greedy)
+        return Ours(engine, "ours", self.step_bytes, sampled if draw else greedy)
 
 
-def measure_generate(card: Card) -> None:
-    """transformers' ``generate``, some requests one by one."""
+def measure_generate(card: Card, model: Any) -> None:
+    """transformers' ``generate``, some requests one by one; ``model`` has the card's weights."""
     plan, record = card.plan, card.record
-    peer = Generate(card.weights.transformers_model(), card.weights.step_bytes)
+    peer = Generate(model, card.step_bytes)
     peer.run(card.prompts(1, plan.prompt), 3)
     runs = [
         peer.run(prompts, plan.new)
@@ -111,7 +119,8 @@ def measure_unshared(card: Card) -> None:
     prompt, new, pairs = card.plan.unshared
     load = Load(4, prompt, new)
     pages = pages_for(2 * load.batch, prompt + new)
-    if not card.fits("prefix caching on and off", 4 * load.batch, prompt + new, card.fitting(4)):
+    fitting = card.fitting(load.batch, engines=2)
+    if not card.fits("prefix caching on and off", 4 * load.batch, prompt + new, fitting):
         return
     ratios = []
     with (
@@ -141,34 +150,49 @@ def measure_batches(card: Card, engine: Engine) -> None:
         if not card.fits(f"batch {batch}", batch, plan.prompt + plan.new, pages):
             continue
         for draw in (False, True):
-            ours = card.ours(engine, draw=draw)
-            ours.run(card.prompts(batch, plan.prompt), 3)
-            runs = [
-                ours.run(card.prompts(batch, plan.prompt), plan.new) for _ in range(plan.rounds)
-            ]
-            _say_batch(card, batch, runs, draw=draw)
+            name = f"batch {batch}{', top-k and top-p' if draw else ''}"
+            step = _measure_batch(card, engine, batch, name, draw=draw)
+            if batch == 1 and not draw and (theirs := record.get("generate, decoding")):
+                record.figure("batch 1 against generate", 1 / step / theirs, "x")
 
 
-def _say_batch(card: Card, batch: int, runs: list[Timing], *, draw: bool) -> None:
-    record, kind = card.record, ", top-k and top-p" if draw else ""
-    name = f"batch {batch}{kind}"
-    rate = batch * card.plan.new / _median(runs, "total")
+def measure_int8_batches(card: Card, engine: Engine) -> None:
+    """Greedy batches with int8 weights, beside those with 16-bit weights of the same card."""
+    plan, record = card.plan, card.record
+    for batch in plan.int8_batches:
+        name = f"int8 weights, batch {batch}"
+        if record.is_late:
+            record.note(f"skipped: {name}: the time is up")
+            return
+        pages = engine.info().config.num_pages
+        if not card.fits(name, batch, plan.prompt + plan.new, pages):
+            continue
+        step = _measure_batch(card, engine, batch, name)
+        if theirs := record.get(f"batch {batch}, step"):
+            record.figure(f"{name}, step against 16 bit", theirs / 1000 / step, "x")
+
+
+def _measure_batch(
+    card: Card, engine: Engine, batch: int, name: str, *, draw: bool = False
+) -> float:
+    """Run it some times and say what came; seconds of a step."""
+    plan, record, ours = card.plan, card.record, card.ours(engine, draw=draw)
+    ours.run(card.prompts(batch, plan.prompt), 3)
+    runs = [ours.run(card.prompts(batch, plan.prompt), plan.new) for _ in range(plan.rounds)]
+    rate = batch * plan.new / _median(runs, "total")
     step = _median(runs, "step")
     record.detail(name, [vars(run) | {"tokens": len(run.tokens)} for run in runs])
     record.figure(name if batch > 1 else f"{name}, all", rate, "tok/s")
     record.figure(f"{name}, first token", _median(runs, "first") * 1000, "ms")
-    if batch > 1:
-        record.figure(f"{name}, step", step * 1000, "ms")
-        return
-    record.figure(f"{name}, decoding", 1 / step, "tok/s")
-    slowest = max(run.slowest or 0.0 for run in runs)
-    record.figure(f"{name}, slowest step", 1 / slowest, "tok/s")
-    if draw:
-        return
-    share = card.weights.step_bytes / step / record.bandwidth
-    record.figure("batch 1, share of the measured copy bandwidth", share, "")
-    if theirs := record.get("generate, decoding"):
-        record.figure("batch 1 against generate", 1 / step / theirs, "x")
+    record.figure(f"{name}, step", step * 1000, "ms")
+    if batch == 1:
+        record.figure(f"{name}, decoding", 1 / step, "tok/s")
+        slowest = max(run.slowest or 0.0 for run in runs)
+        record.figure(f"{name}, slowest step", 1 / slowest, "tok/s")
+        if not draw:
+            share = card.step_bytes / step / record.bandwidth
+            record.figure(f"{name}, share of the measured copy bandwidth", share, "")
+    return step
 
 
 def measure_first_tokens(card: Card, engine: Engine) -> None:

@@ -9,11 +9,12 @@ import torch
 
 from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.sampling.params import SamplingParams
 from one_card.engines import engine_config, free_all, make_core, pages_for
 from one_card.plan import Plan
 from one_card.record import Record
-from one_card.weights import RandomWeights
+from one_card.weights import RandomWeights, int8_network
 from peers.ours import Sampling, greedy
 from peers.timing import Prompts
 
@@ -103,11 +104,11 @@ class Comparison:
         """Tokens that every sequence gets."""
         return self.plan.compared[1]
 
-    def core(self, weights: RandomWeights) -> EngineCore:
+    def core(self, network: GPTJNetwork) -> EngineCore:
         """An engine for all prompts at once."""
         longest = max(map(len, self.prompts)) + self.new
         return make_core(
-            weights.network,
+            network,
             engine_config(
                 batch=len(self.prompts),
                 pages=pages_for(len(self.prompts), longest),
@@ -121,7 +122,7 @@ class Comparison:
         """The same tokens as transformers' ``generate``, and sampled ones alone and in a crowd."""
         weights = RandomWeights(self.plan.small, torch.float32, self.device)
         model = weights.transformers_model()
-        core = self.core(weights)
+        core = self.core(weights.network)
         ours = generate(core, self.prompts, self.new, greedy)
         different = []
         for prompt, text in zip(self.prompts, ours, strict=True):
@@ -153,9 +154,20 @@ class Comparison:
     def compare_16_bit(self, dtype: torch.dtype) -> None:
         """Errors of log-probabilities against fp32, of ours and of transformers' in the dtype."""
         weights = RandomWeights(self.plan.small, dtype, self.device)
-        core = self.core(weights)
-        texts = generate(core, self.prompts, self.new, greedy, score=True)
         exact, rounded = (weights.transformers_model(d) for d in (torch.float32, dtype))
+        name = str(dtype).removeprefix("torch.")
+        self._compare_errors(name, weights.network, exact, rounded)
+
+    def compare_int8(self, dtype: torch.dtype) -> None:
+        """The same with int8 weights, beside models with the values that these stand for."""
+        weights = RandomWeights(self.plan.small, dtype, self.device)
+        exact, rounded = (weights.transformers_model(d, "int8") for d in (torch.float32, dtype))
+        network = int8_network(self.plan.small, dtype, self.device)
+        self._compare_errors("int8 weights", network, exact, rounded)
+
+    def _compare_errors(self, name: str, network: GPTJNetwork, exact: Any, rounded: Any) -> None:
+        """Compare a network and ``rounded``, transformers' in its dtype, with ``exact``."""
+        texts = generate(self.core(network), self.prompts, self.new, greedy, score=True)
         errors: dict[str, list[float]] = {
             "ours, prompt": [],
             "ours, decode": [],
@@ -170,7 +182,6 @@ class Comparison:
             errors["ours, decode"] += gaps[len(prompt) - 1 :]
             errors["transformers"] += [abs(a - b) for a, b in zip(theirs, truth, strict=True)]
         worst = {who: max(values, default=0.0) for who, values in errors.items()}
-        name = str(dtype).removeprefix("torch.")
         for who, value in worst.items():
             self.record.figure(f"{name}, largest error of a log-probability, {who}", value, "")
         allowed = ALLOWED_ERROR * worst["transformers"]
@@ -185,6 +196,12 @@ def compare(record: Record, plan: Plan, device: torch.device, dtype: torch.dtype
     comparison.compare_fp32()
     free_all()
     comparison.compare_16_bit(dtype)
+    free_all()
+
+
+def compare_int8(record: Record, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    """Int8 weights, with activations in the dtype of the measurements."""
+    Comparison.of(record, plan, device).compare_int8(dtype)
     free_all()
 
 

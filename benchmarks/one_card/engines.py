@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import torch
 
-from gptj_predictor.devices.cuda_graphs import capture_for
-from gptj_predictor.devices.memory import activation_bytes
+from gptj_predictor.devices.cuda_graphs import CudaCapture, capture_for
+from gptj_predictor.devices.memory import gpu_cache_bytes, kv_cache_pages
 from gptj_predictor.engine.core import EngineConfig, EngineCore
-from gptj_predictor.engine.engine import Engine
+from gptj_predictor.engine.sizing import CudaGauge, measure_step
 from gptj_predictor.model.network import GPTJNetwork
 
 PAGE_SIZE = 16
-#: Left free beside weights, KV cache and what a step takes: graphs, libraries, the profiler.
-RESERVE_BYTES = 4 * 2**30
+#: Of what weights and the largest step leave, the KV cache gets what the server gives it.
+KV_CACHE_SHARE = 0.9
 #: On a CPU, which is for dry runs: more than they need.
 CPU_PAGES = 1024
 
@@ -24,23 +25,47 @@ def pages_for(sequences: int, length: int) -> int:
     return sequences * -(-length // PAGE_SIZE)
 
 
-def fitting_pages(network: GPTJNetwork, *, batch: int, prefill_tokens: int) -> int:
-    """Pages that are left room for beside the largest step."""
-    config, device = network.config, network.placement.head
+def fitting_pages(
+    network: GPTJNetwork, config: EngineConfig, capture: CudaCapture | None, engines: int = 1
+) -> int:
+    """Pages that fit beside the largest step and the graphs, which are tried as the server does.
+
+    Args:
+        network: With its weights in place.
+        config: An engine's; its number of pages is not used.
+        capture: What will capture the engine's decoding.
+        engines: How many there will be at a time; together they have so many pages.
+
+    Returns:
+        0 if there is room for none, or not even for the step.
+    """
+    device = network.placement.head
     if device.type != "cuda":
         return CPU_PAGES
-    step = activation_bytes(
-        tokens=prefill_tokens,
-        logit_rows=batch,
-        hidden=config.n_embd,
-        inner=config.inner_size,
-        vocabulary=config.vocab_size,
-        value_bytes=network.dtype.itemsize,
-    )
-    free_all()
-    free = torch.cuda.mem_get_info(device)[0]
-    page_bytes = 2 * config.n_layer * config.n_embd * network.dtype.itemsize * PAGE_SIZE
-    return (free - step - RESERVE_BYTES) // page_bytes - 1  # the null page
+    try:
+        taken = measure_step(network, config, capture, CudaGauge([device]))[device]
+    except torch.OutOfMemoryError:
+        return 0
+    finally:
+        if capture is not None:
+            capture.renew_pool()
+        free_all()
+    return pages_beside(network, torch.cuda.mem_get_info(device)[0], taken * engines)
+
+
+def pages_beside(network: GPTJNetwork, free: int, taken: int) -> int:
+    """Pages for the KV cache of ``free`` bytes of which steps and graphs take some; 0 if none."""
+    config, layers = network.config, network.placement.layers
+    try:
+        return kv_cache_pages(
+            dict.fromkeys(layers, gpu_cache_bytes(free, taken, KV_CACHE_SHARE)),
+            layers,
+            page_size=PAGE_SIZE,
+            token_bytes=2 * config.n_embd * network.dtype.itemsize,
+            max_pages=sys.maxsize,
+        )
+    except ValueError:
+        return 0
 
 
 def engine_config(*, batch: int, pages: int, prefill_tokens: int, caching: bool) -> EngineConfig:
@@ -54,13 +79,8 @@ def engine_config(*, batch: int, pages: int, prefill_tokens: int, caching: bool)
     )
 
 
-def make_engine(network: GPTJNetwork, config: EngineConfig) -> Engine:
-    """With graphs where they can be captured."""
-    return Engine(network, config, capture_for(network))
-
-
 def make_core(network: GPTJNetwork, config: EngineConfig) -> EngineCore:
-    """The same without a thread, ready to step in the calling one."""
+    """An engine without a thread, ready to step in the calling one; with graphs where possible."""
     core = EngineCore(network, config, capture_for(network))
     core.prepare()
     return core

@@ -15,6 +15,7 @@ class Plan:
         config: The network that speed is measured with.
         small: The network that tokens are compared with.
         batches: Sequences that start together.
+        int8_batches: Those that are measured with int8 weights too.
         prompt: Tokens of their prompts.
         new: Tokens that each of them gets.
         first: Prompt lengths whose first token is timed.
@@ -33,6 +34,7 @@ class Plan:
     config: NetworkConfig
     small: NetworkConfig
     batches: tuple[int, ...]
+    int8_batches: tuple[int, ...]
     prompt: int
     new: int
     first: tuple[int, ...]
@@ -54,7 +56,8 @@ FULL = Plan(
     small=NetworkConfig(
         vocab_size=1000, n_positions=512, n_embd=512, n_layer=3, n_head=2, eos_token_ids=(7,)
     ),
-    batches=(1, 8, 64, 256, 512),
+    batches=(1, 8, 32, 64, 256, 512),
+    int8_batches=(1, 8, 32, 64),
     prompt=128,
     new=128,
     first=(128, 2047),
@@ -85,6 +88,7 @@ DRY = Plan(
     config=replace(_TINY, n_layer=1, n_head=1),
     small=_TINY,
     batches=(1, 3, 64),
+    int8_batches=(1, 3),
     prompt=8,
     new=6,
     first=(8, 47),

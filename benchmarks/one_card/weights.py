@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from gptj_predictor.devices.attention import choose_attentions
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.quantization import WeightQuantization, quantize, scales_of
 from gptj_predictor.snapshot.builder import NetworkBuilder
+from gptj_predictor.snapshot.layout import is_multiplied
 
 #: Of every weight matrix: what transformers' GPT-J begins its training with.
 DEVIATION = 0.02
+SEED = 0
 
 
 class RandomWeights:
@@ -25,36 +29,23 @@ class RandomWeights:
         step_bytes: Bytes of weights that a decode step reads: all but the embedding's.
     """
 
-    def __init__(
-        self, config: NetworkConfig, dtype: torch.dtype, device: torch.device, seed: int = 0
-    ) -> None:
+    def __init__(self, config: NetworkConfig, dtype: torch.dtype, device: torch.device) -> None:
         """Draw them on the device."""
         self._config, self._dtype, self._device = config, dtype, device
         builder = NetworkBuilder(config, dtype, Placement.on(device, config.n_layer))
-        generator = torch.Generator(device).manual_seed(seed)
-        parameters = {}
-        for name in builder.layout.parameters:
-            memory = parameters[name] = builder.allocate(name)
-            if memory.dim() > 1:
-                memory.normal_(std=DEVIATION, generator=generator)
-            elif name.endswith("norm.weight"):
-                memory.fill_(1)
-            builder.put(name, memory)
-        head_size = config.n_embd // config.n_head
-        attentions = choose_attentions([device], head_size, dtype, allow_slow=False)
-        self.network: GPTJNetwork = builder.finish(attentions)
-        embedding = parameters["embedding.weight"].nbytes
-        self.step_bytes = sum(memory.nbytes for memory in parameters.values()) - embedding
-        self._tensors = {
-            name: place.of(parameters[place.parameter])
-            for name, place in builder.layout.places.items()
-        }
+        self._parameters = dict(_draw(builder))
+        self._places = builder.layout.places
+        self.network = _finish(builder, config)
+        self.step_bytes = step_bytes(self.network)
 
-    def transformers_model(self, dtype: torch.dtype | None = None) -> Any:
+    def transformers_model(
+        self, dtype: torch.dtype | None = None, quantization: WeightQuantization = "none"
+    ) -> Any:
         """transformers' model of these weights; in their own dtype it takes no memory of its own.
 
         Args:
             dtype: Another one to compute in, which copies them.
+            quantization: With ``int8`` it has the values that int8 weights stand for, and copies.
         """
         config = transformers_config(self._config)
         wanted = dtype or self._dtype
@@ -62,7 +53,13 @@ class RandomWeights:
             model: Any = GPTJForCausalLM._from_config(
                 config, dtype=wanted, attn_implementation="eager"
             )
-        tensors = {name: tensor.to(wanted) for name, tensor in self._tensors.items()}
+        parameters = self._parameters
+        if quantization == "int8":
+            parameters = {name: _as_int8(name, one) for name, one in parameters.items()}
+        tensors = {
+            name: place.of(parameters[place.parameter]).to(wanted)
+            for name, place in self._places.items()
+        }
         model.load_state_dict(tensors, strict=False, assign=True)
         self._fill_buffers(model, config, wanted)
         absent = [name for name, weight in model.named_parameters() if weight.is_meta]
@@ -84,6 +81,49 @@ class RandomWeights:
                 module, _, own = name.rpartition(".")
                 value = computed[re.sub(r"\.h\.\d+\.", ".h.0.", name)]
                 model.get_submodule(module)._buffers[own] = value
+
+
+def int8_network(config: NetworkConfig, dtype: torch.dtype, device: torch.device) -> GPTJNetwork:
+    """The network of :class:`RandomWeights` with int8 weights, made of the same values.
+
+    Of the values in ``dtype`` only one parameter's are in memory at a time.
+    """
+    builder = NetworkBuilder(config, dtype, Placement.on(device, config.n_layer), "int8")
+    for _ in _draw(builder):
+        pass
+    return _finish(builder, config)
+
+
+def step_bytes(network: GPTJNetwork) -> int:
+    """Bytes of weights that a decode step reads: all but the embedding's."""
+    return network.weight_bytes - network.weights["embedding.weight"].nbytes
+
+
+def _draw(builder: NetworkBuilder) -> Iterator[tuple[str, torch.Tensor]]:
+    """Give a builder random values of every parameter, the same whatever it makes of them."""
+    generator = torch.Generator(builder.placement.head).manual_seed(SEED)
+    for name in dict.fromkeys(place.parameter for place in builder.layout.places.values()):
+        memory = builder.allocate(name)
+        if memory.dim() > 1:
+            memory.normal_(std=DEVIATION, generator=generator)
+        elif name.endswith("norm.weight"):
+            memory.fill_(1)
+        builder.put(name, memory)
+        yield name, memory
+
+
+def _finish(builder: NetworkBuilder, config: NetworkConfig) -> GPTJNetwork:
+    """The network, which attends as the server's would."""
+    devices, head_size = builder.placement.devices, config.n_embd // config.n_head
+    return builder.finish(choose_attentions(devices, head_size, builder.dtype, allow_slow=False))
+
+
+def _as_int8(name: str, weight: torch.Tensor) -> torch.Tensor:
+    """The values in fp32 that an int8 weight stands for; what is never int8 stays as it is."""
+    if not is_multiplied(name):
+        return weight
+    scales = scales_of(weight)
+    return quantize(weight, scales) * scales[:, None]
 
 
 def transformers_config(config: NetworkConfig) -> GPTJConfig:

@@ -312,4 +312,5 @@ def step_bytes(
         vocabulary=config.vocab_size,
         value_bytes=dtype.itemsize,
         gathered_tokens=MAX_GATHERED_TOKENS if on_gpu else 0,
+        kept_logit_rows=logit_rows if on_gpu else 0,
     )

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from gptj_predictor.settings import ServerSettings
 from tests.support.servers import environment
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-from one_card import correctness  # noqa: E402
+import gpu_day  # noqa: E402
+from one_card import correctness, engines  # noqa: E402
 from one_card.goals import REFERENCE_BANDWIDTH, goals_of  # noqa: E402
 from one_card.plan import DRY, FULL  # noqa: E402
 from one_card.record import Record  # noqa: E402
-from one_card.weights import RandomWeights  # noqa: E402
+from one_card.weights import RandomWeights, int8_network, step_bytes  # noqa: E402
 
 #: What a machine with torch, transformers, numpy and Triton need not have.
 ABSENT = ["accelerate", "grpc", "kserve", "opentelemetry", "orjson", "psutil", "pydantic"]
@@ -74,6 +76,15 @@ def test_dry_run(tmp_path: Path) -> None:
     assert re.search(r"^batch 64 +[\d,]+ tok/s +>= .* times the goal$", done.stdout, re.MULTILINE)
     profile = results["details"]["profile of a step, batch 3"]
     assert any("linear" in kernel["name"] for kernel in profile)
+    for name in (
+        "int8 weights, largest error of a log-probability, ours, decode",
+        "int8 weights, batch 1, share of the measured copy bandwidth",
+        "int8 weights, batch 1, step against 16 bit",
+        "int8 weights, batch 3, step against 16 bit",
+    ):
+        assert re.search(rf"^{name} +\d", done.stdout, re.MULTILINE)
+        assert name in figures
+    assert results["details"]["engine, int8 weights"]["config"]["max_batch_size"] == 3
 
 
 def record() -> Record:
@@ -104,13 +115,13 @@ def test_table_says_what_is_missed() -> None:
     assert re.search(r"batch 512 +- +>= 17,000 tok/s +not measured", table)
 
 
-@pytest.mark.parametrize("check", ["fp32", "bfloat16"])
+@pytest.mark.parametrize("check", ["fp32", "bfloat16", "int8 weights"])
 def test_wrong_tokens_are_noticed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' weights are a little different from ours: both comparisons have to fail."""
     make = RandomWeights.transformers_model
 
-    def make_another(self: RandomWeights, dtype: torch.dtype | None = None) -> Any:
-        model = make(self, dtype)
+    def make_another(self: RandomWeights, *arguments: Any) -> Any:
+        model = make(self, *arguments)
         layer = model.transformer.h[1].attn.out_proj
         layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
         return model
@@ -119,9 +130,60 @@ def test_wrong_tokens_are_noticed(check: str, monkeypatch: pytest.MonkeyPatch) -
     comparison = correctness.Comparison.of(record(), DRY, CPU)
     if check == "fp32":
         comparison.compare_fp32()
-    else:
+    elif check == "bfloat16":
         comparison.compare_16_bit(torch.bfloat16)
+    else:
+        comparison.compare_int8(torch.bfloat16)
     assert any(check in failure for failure in comparison.record.failures)
+
+
+def test_int8_weights_are_made_of_the_same_values() -> None:
+    """And transformers' model has what they stand for."""
+    weights = RandomWeights(DRY.small, torch.bfloat16, CPU)
+    network = int8_network(DRY.small, torch.bfloat16, CPU)
+    name = "layers.1.project_out"
+    scales = network.weights[f"{name}.scale"]
+    plain, rounded = (
+        torch.cat(
+            [
+                dict(model.named_parameters())[f"transformer.h.1.{one}.weight"].float()
+                for one in ("attn.out_proj", "mlp.fc_out")
+            ],
+            dim=1,
+        )
+        for model in (
+            weights.transformers_model(),
+            weights.transformers_model(torch.float32, "int8"),
+        )
+    )
+    assert scales.equal(plain.abs().amax(1) / 127)
+    assert rounded.equal((plain / scales[:, None]).round() * scales[:, None])
+    embedding = "embedding.weight"
+    assert network.weights[embedding].equal(weights.network.weights[embedding])
+    assert 0.4 < step_bytes(network) / weights.step_bytes < 0.6
+
+
+def test_int8_is_skipped_when_the_time_is_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a line, and without a failure."""
+    for name in ("compare", "measure_16_bit"):
+        monkeypatch.setattr(gpu_day, name, lambda *_: None)
+    late = Record({}, goals_of(DRY), None, budget=0)
+    gpu_day.measure(late, DRY, CPU)
+    assert "skipped: int8 weights: the time is up" in capsys.readouterr().out
+    assert not late.failures
+
+
+def test_the_kv_cache_is_sized_as_the_servers() -> None:
+    """What the largest steps take stays free, and of the rest what the server keeps back."""
+    assert ServerSettings().kv_cache_share == engines.KV_CACHE_SHARE
+    network = RandomWeights(DRY.small, torch.float32, CPU).network
+    page = 16 * 2 * DRY.small.n_embd * 4 * DRY.small.n_layer
+    free, taken = 1000 * page, 100 * page
+    assert engines.pages_beside(network, free, taken) == 900 * 9 // 10 - 1
+    assert engines.pages_beside(network, free, 2 * taken) == 800 * 9 // 10 - 1
+    assert engines.pages_beside(network, free, free) == 0
 
 
 def test_random_weights_are_read_in_place() -> None:

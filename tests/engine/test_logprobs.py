@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from gptj_predictor.common.row_limits import SCORED_ROWS
 from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.request import Event, Failure, FinishReason, TokenLogprobs
 from gptj_predictor.engine.sequence import Sequence
-from gptj_predictor.engine.step_logprobs import SCORED_ROWS
 from gptj_predictor.sampling.params import SamplingParams
 from tests.support.engines import GREEDY, FaultyNetwork, load, make_config
 from tests.support.reference import ReferenceModel, make_reference

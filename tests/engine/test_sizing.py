@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -9,9 +10,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from gptj_predictor.devices import memory
 from gptj_predictor.devices.memory import activation_bytes, gpu_cache_bytes, kv_cache_pages
-from gptj_predictor.engine import decode_step, step_logprobs
+from gptj_predictor.engine import decode_step
 from gptj_predictor.engine.core import EngineConfig, EngineCore
 from gptj_predictor.engine.graphs import ladder
 from gptj_predictor.engine.page_allocator import PageTable
@@ -25,7 +25,6 @@ from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.prefill_plan import MAX_GATHERED_TOKENS
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.triton_attention import TritonAttention
-from gptj_predictor.sampling import draws
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.layout import NetworkLayout
 from tests.support.engines import CPU, GREEDY, FaultyNetwork, RunningEngine
@@ -142,11 +141,6 @@ def test_no_step_takes_more_than_is_computed(batch: int, vocabulary: int, hidden
     assert 0.3 * computed < peaks["largest"] < computed + copied, (peaks, computed)
 
 
-def test_the_numbers_of_rows_are_those_of_the_code() -> None:
-    assert memory.DRAWN_ROWS == draws.SORTED_ROWS
-    assert memory.SCORED_ROWS == step_logprobs.SCORED_ROWS
-
-
 def test_what_was_taken() -> None:
     """Peaks count in full; of what lies outside each graph, and not what stays loaded."""
     peak = MemoryReading(total=1000, free=400, reserved=450, peak_reserved=500)
@@ -162,18 +156,47 @@ CARDS = {"T4": 14.7, "V100": 15.8, "24 GB": 23.5, "40 GB": 39.4, "80 GB": 79.1, 
 GPTJ_6B = NetworkConfig()
 CONTEXT = 450 * MIB
 KERNELS = 150 * MIB
+#: Logits of 256 rows in 16 bits, which graphs write to.
+KEPT = 256 * 50400 * 2
+
+
+def test_logits_that_stay_are_counted() -> None:
+    """On a GPU beside those of a step, and beside a gathered context."""
+    sizes = {"tokens": 2048, "logit_rows": 256}
+    on_cpu, on_gpu = (
+        step_bytes(GPTJ_6B, torch.float16, **sizes, on_gpu=on_gpu) for on_gpu in (False, True)
+    )
+    assert on_gpu - on_cpu == KEPT + MAX_GATHERED_TOKENS * 2 * 4096 * 2
+
+
+@pytest.fixture
+def count_kept(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeGpu], None]:
+    """Have a GPU count the logits of decode steps for as long as these exist."""
+
+    def count(gpu: FakeGpu) -> None:
+        class Counted(decode_step.DecodeStep):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments)
+                size = len(self.logits) * GPTJ_6B.vocab_size * 2
+                gpu.allocate(size)
+                weakref.finalize(self, gpu.give_back, size)
+
+        monkeypatch.setattr(decode_step, "DecodeStep", Counted)
+
+    return count
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_sampling")
 @pytest.mark.parametrize("card", CARDS)
-def test_gpt_j_6b_fits(card: str) -> None:
+def test_gpt_j_6b_fits(card: str, count_kept: Callable[[FakeGpu], None]) -> None:
     """Weights, measuring, cache, captures and the largest steps one after the other.
 
     The engine is real, its network is not; the bytes are those of GPT-J-6B in 16 bits.
     """
     gpu = FakeGpu(int(CARDS[card] * 2**30), CONTEXT)
     gpu.allocate(sum(NetworkLayout(GPTJ_6B).part_bytes(torch.float16)))
+    count_kept(gpu)
 
     def takes(tokens: int, rows: int, gathered: int) -> int:
         assert gathered <= MAX_GATHERED_TOKENS
@@ -186,9 +209,10 @@ def test_gpt_j_6b_fits(card: str) -> None:
     core_of = cast("GPTJNetwork", network)
     sizes = engine_config(256, 2048)
     taken = measure_step(core_of, sizes, load.capture, gpu)[GPU]
-    # The largest step and the largest graph's pool, and every rung's own.
+    # The largest step, the logits that stay, the largest graph's pool, and every rung's own.
     largest = takes(2048 + 224, 256, MAX_GATHERED_TOKENS)
-    assert 0.95 * largest < taken - takes(256, 256, 0) - 2 * MIB * len(ladder(256)) <= largest
+    others = KEPT + takes(256, 256, 0) + 2 * MIB * len(ladder(256))
+    assert 0.95 * largest < taken - others <= largest
     assert gpu.outside == CONTEXT + KERNELS
     assert gpu.allocated == gpu.reserved
 
@@ -209,7 +233,8 @@ def test_gpt_j_6b_fits(card: str) -> None:
     # What the docs promise for the card, or more.
     tokens = pages * PAGE_SIZE
     left = int(CARDS[card] * 2**30) - 2**30 - 12.2e9
-    promised = (left - step_bytes(GPTJ_6B, torch.float16, tokens=2048, logit_rows=256)) * 0.9
+    step = step_bytes(GPTJ_6B, torch.float16, tokens=2048, logit_rows=256, on_gpu=True)
+    promised = (left - step) * 0.9
     assert tokens > 2048
     assert tokens == pytest.approx(promised / (token_bytes * 28), rel=0.25), (tokens, card)
 

@@ -31,7 +31,7 @@ from triton.runtime.interpreter import (  # type: ignore[import-untyped]  # noqa
 from gptj_predictor.model.triton import decode_attention as kernels  # noqa: E402
 from gptj_predictor.model.triton.norm import normalize_and_add  # noqa: E402
 from gptj_predictor.model.triton.rotary import rotate_store_activate  # noqa: E402
-from tests.support import interpreted  # noqa: E402, F401  (quicker)
+from tests.support import triton_interpreter  # noqa: E402, F401  (quicker)
 
 # Rotating what is then masked: numpy sees infinity times zero.
 pytestmark = [

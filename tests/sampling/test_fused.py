@@ -16,6 +16,7 @@ from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.rows import MAX_ENDS, RowTable
 from gptj_predictor.sampling.sampler import Sampler
 from tests.support.gpu_step import sample_fused
+from tests.support.sampling import CONTEXT, params
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,21 +24,7 @@ pytestmark = [
 ]
 
 EOS = (0, 2)
-CONTEXT = 100
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def params(**given: Any) -> SamplingParams:
-    plain: dict[str, Any] = {
-        "min_length": 0,
-        "max_length": CONTEXT,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "seed": 0,
-    }
-    return SamplingParams(**(plain | given))
 
 
 def compare(logits: torch.Tensor, chosen: list[SamplingParams], draw: random.Random) -> list[int]:

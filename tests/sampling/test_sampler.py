@@ -25,21 +25,9 @@ from gptj_predictor.sampling.logprobs import Logprobs
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.sampler import Sampler
 from tests.support.reference import EOS, OutputPenalty
+from tests.support.sampling import params
 
 VOCABULARY = 40
-
-
-def params(**given: Any) -> SamplingParams:
-    plain: dict[str, Any] = {
-        "min_length": 0,
-        "max_length": 100,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "repetition_penalty": 1.0,
-        "seed": 0,
-    }
-    return SamplingParams(**(plain | given))
 
 
 #: Parameters, tokens so far, and how many of these are the prompt's.

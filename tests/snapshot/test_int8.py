@@ -115,6 +115,16 @@ class TestRefused:
         assert f"{FC_OUT}_scale is stored as float16" in text
         assert "it must be float32" in text
 
+    @pytest.mark.parametrize("rows", [(0,), (17, 31)])
+    def test_scales_that_differ_in_one_row(self, folder: Path, rows: tuple[int, ...]) -> None:
+        """A row of the fused weight has one scale: of two, the one read last would win."""
+
+        def double(tensors: dict[str, torch.Tensor]) -> None:
+            tensors[f"{FC_OUT}_scale"][list(rows)] *= 2
+
+        text = self.refusal(folder, double)
+        assert f"tensors {OUT_PROJ}_scale and {FC_OUT}_scale differ from row {rows[0]} on" in text
+
     def test_some_weights_only(self, folder: Path) -> None:
         def widen(tensors: dict[str, torch.Tensor]) -> None:
             tensors[OUT_PROJ] = tensors[OUT_PROJ].bfloat16()

@@ -13,7 +13,7 @@ from gptj_predictor.sampling.fused import sample_rows
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.rows import MAX_ENDS, RowFields, RowTable
 from gptj_predictor.snapshot.layout import NetworkLayout
-from tests.support import interpreted  # noqa: F401  (quicker)
+from tests.support import triton_interpreter  # noqa: F401  (quicker)
 from tests.support.engines import CPU
 
 

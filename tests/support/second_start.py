@@ -89,7 +89,8 @@ def main(libcuda: str, store: str, capability: str) -> None:
         compiled.append(not cache_hit)
 
     triton.knobs.compilation.listener = listen
-    for launch in launches(KernelShape(NetworkConfig(), torch.bfloat16)):
+    dtype = torch.bfloat16 if int(capability) >= 80 else torch.float16  # as the server computes
+    for launch in launches(KernelShape(NetworkConfig(), dtype)):
         launch()
     library = ctypes.CDLL(f"{libcuda}/libcuda.so.1")
     print(

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from gptj_predictor.common.row_limits import SCORED_ROWS, SORTED_ROWS
+
 #: Pages that belong to nobody: the null page, which padding writes to.
 _UNUSABLE_PAGES = 1
 
-#: Rows without top-k that are drawn for at once (``SORTED_ROWS`` of ``sampling.draws``), and tokens
-#: of a prompt that are scored at once (``engine.step_logprobs``).
-DRAWN_ROWS = 64
-SCORED_ROWS = 128
 #: Bytes per logit of a draw.
 _DRAW_BYTES = 53
 
@@ -70,14 +68,15 @@ def activation_bytes(
     vocabulary: int,
     value_bytes: int,
     gathered_tokens: int = 0,
+    kept_logit_rows: int = 0,
 ) -> int:
     """Memory that a step takes at most, beside weights and KV cache; tensors rounded up.
 
     Per token: both sides of a layer's two products, the norm and attention's copies. Per row of
     logits: these, and in fp32 themselves, the copy that log-probabilities are made of and the
-    graphs' result or the counts for penalties. Rows are drawn for, and prompts scored, a few at a
-    time. Measured with torch's profiler on a CPU: 4 bytes per logit for the counts, up to 41 for a
-    draw, to which a GPU's sort adds a copy of keys and indices.
+    counts for penalties. Rows are drawn for, and prompts scored, a few at a time. Measured with
+    torch's profiler on a CPU: 4 bytes per logit for the counts, up to 41 for a draw, to which a
+    GPU's sort adds a copy of keys and indices.
 
     Args:
         tokens: Tokens of the step.
@@ -87,10 +86,12 @@ def activation_bytes(
         vocabulary: Number of tokens that exist.
         value_bytes: Bytes of one activation.
         gathered_tokens: Tokens whose keys and values are copied together.
+        kept_logit_rows: Rows of logits whose memory stays between steps, as graphs write to it.
     """
     per_token = (8 * hidden + 2 * inner) * value_bytes
     per_logit = value_bytes + 3 * torch.float32.itemsize
-    drawn = logit_rows * per_logit + min(logit_rows, DRAWN_ROWS) * _DRAW_BYTES
+    drawn = logit_rows * per_logit + min(logit_rows, SORTED_ROWS) * _DRAW_BYTES
     scored = SCORED_ROWS * (per_logit - torch.float32.itemsize)
     activations = tokens * per_token * 3 // 2 + max(drawn, scored) * vocabulary * 5 // 4
-    return activations + gathered_tokens * 2 * hidden * value_bytes
+    gathered = gathered_tokens * 2 * hidden * value_bytes
+    return activations + gathered + kept_logit_rows * vocabulary * value_bytes

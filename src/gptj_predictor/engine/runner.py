@@ -138,8 +138,9 @@ class ModelRunner:
             sampled = upload(ends[[chunk.samples for chunk in chunks]], self.device)
             tokens, logprobs = self._choose(hidden[sampled], _sampling(chunks))
         if self.device.type != "cuda":
-            # The next step may use the tokens' memory.
-            return LaunchedStep(chunks, tokens.clone(), logprobs, prompt_logprobs, None)
+            if self._decode is not None:  # the next step will use the tokens' memory
+                tokens = tokens.clone()
+            return LaunchedStep(chunks, tokens, logprobs, prompt_logprobs, None)
         done = torch.cuda.Event(blocking=True)  # whoever waits for it sleeps; the next step runs
         tokens = tokens.to("cpu", non_blocking=True)
         logprobs = logprobs and logprobs.to_host()

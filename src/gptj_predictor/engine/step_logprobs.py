@@ -8,15 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from gptj_predictor.common.row_limits import SCORED_ROWS
 from gptj_predictor.common.upload import upload
 from gptj_predictor.engine.batch import Batch
 from gptj_predictor.engine.request import TokenLogprobs
 from gptj_predictor.engine.sequence import ScheduledChunk
 from gptj_predictor.sampling.logprobs import Logprobs
 from gptj_predictor.sampling.params import SamplingParams
-
-#: Tokens of prompts whose logits are in memory at once: in fp32 26 MB of GPT-J-6B's.
-SCORED_ROWS = 128
 
 
 @dataclass(frozen=True)

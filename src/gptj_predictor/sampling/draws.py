@@ -15,9 +15,6 @@ from gptj_predictor.sampling.params import SamplingParams
 #: limit lets the number of candidates be known without waiting for the device.
 _TIES = 64
 
-#: Rows without top-k that are drawn for at once: sorting all tokens takes up to 45 bytes each.
-SORTED_ROWS = 64
-
 # SplitMix64: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (2014),
 # figure 16. The constants are written as the signed numbers that int64 tensors hold.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gptj_predictor.common.row_limits import SORTED_ROWS
 from gptj_predictor.common.upload import upload
-from gptj_predictor.sampling.draws import SORTED_ROWS, draw
+from gptj_predictor.sampling.draws import draw
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.processors import (
     add_bias,

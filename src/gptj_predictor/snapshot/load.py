@@ -18,17 +18,18 @@ from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.snapshot import tensorizer
-from gptj_predictor.snapshot.blocks import read_layout
+from gptj_predictor.snapshot.blocks import read_into, read_layout
 from gptj_predictor.snapshot.builder import NetworkBuilder
 from gptj_predictor.snapshot.cache import in_use
 from gptj_predictor.snapshot.errors import SnapshotError
 from gptj_predictor.snapshot.folder import (
     TENSORIZER_FILE,
     SnapshotFolder,
+    StoredTensor,
     is_tensorizer,
     with_repair,
 )
-from gptj_predictor.snapshot.layout import NetworkLayout
+from gptj_predictor.snapshot.layout import SCALE_SUFFIX, NetworkLayout, Place
 from gptj_predictor.snapshot.load_blocks import BlockLoader
 from gptj_predictor.snapshot.load_plan import WeightFile, plan_load
 from gptj_predictor.snapshot.manifest import Manifest
@@ -42,9 +43,12 @@ def expected_shapes(config: NetworkConfig) -> dict[str, tuple[int, ...]]:
 def check_tensors(folder: SnapshotFolder) -> None:
     """Compare the stored names, shapes and dtypes with those that the configuration asks for.
 
+    Of a snapshot that no pull made, the scales that weights share are compared too.
+
     Raises:
         SnapshotError: a tensor is missing, has another shape, or belongs to something else; or some
-            weights that are multiplied with are int8 and others not.
+            weights that are multiplied with are int8 and others not; or weights whose scales are
+            the same by their place have other ones.
     """
     quantization = folder.quantization
     layout = NetworkLayout(folder.config, quantization, stored=quantization)
@@ -73,6 +77,49 @@ def check_tensors(folder: SnapshotFolder) -> None:
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise SnapshotError(f"{folder.path}: tensor {foreign[0]}{more} is not part of a GPT-J")
+    if folder.manifest is None:  # a pull gives them the same
+        _check_shared_scales(folder, layout)
+
+
+def _check_shared_scales(folder: SnapshotFolder, layout: NetworkLayout) -> None:
+    """Compare the scales of weights that lie side by side in the same rows of a parameter.
+
+    A row has one scale, so that of the weight that is read last would silently be the others' too.
+
+    Raises:
+        SnapshotError: two differ; it names the first.
+    """
+    owners: dict[Place, str] = {}
+    for name, place in layout.places.items():
+        if not name.endswith(SCALE_SUFFIX):
+            continue
+        owner = owners.setdefault(place, name)
+        if owner == name:
+            continue
+        ours, theirs = (_read_vector(folder.tensors[one]) for one in (owner, name))
+        differing = (ours != theirs).nonzero()
+        if len(differing):
+            row = int(differing[0])
+            raise SnapshotError(
+                f"{folder.path}: tensors {owner} and {name} differ from row {row} on "
+                f"({ours[row]:g} and {theirs[row]:g}); both weights are multiplied with in one "
+                "product, whose rows have one scale each"
+            )
+
+
+def _read_vector(stored: StoredTensor) -> torch.Tensor:
+    """A small tensor of a safetensors file.
+
+    Raises:
+        SnapshotError: it cannot be read.
+    """
+    values = torch.empty(stored.shape, dtype=stored.dtype)
+    try:
+        with stored.file.open("rb", buffering=0) as file:
+            read_into(values.view(torch.uint8).numpy().data, file.fileno(), stored.offset)
+    except OSError as error:
+        raise SnapshotError(explain_unreadable(stored.file, error)) from error
+    return values
 
 
 def load_network(
