@@ -49,6 +49,7 @@ from gptj_predictor.bench.machine import (
 from gptj_predictor.devices.cuda_graphs import capture_for
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.graphs import ladder
+from gptj_predictor.model.product_choice import describe
 from one_card import cases
 from one_card.correctness import compare
 from one_card.engines import free_all, pages_for
@@ -168,7 +169,18 @@ def say_engine(record: Record, card: cases.Card, engine: Engine) -> None:
     captures = capture_for(network) is not None
     rungs = len(ladder(info.config.max_batch_size)) if captures else 0
     attention = ", ".join(info.attention.values())
-    record.detail("engine", {"attention": attention, "graphs": rungs, "config": vars(info.config)})
+    products = [vars(one) for one in info.products]
+    record.detail(
+        "engine",
+        {
+            "attention": attention,
+            "graphs": rungs,
+            "products": products,
+            "config": vars(info.config),
+        },
+    )
+    if products:
+        record.note(f"products: {describe(info.products)}")
     record.note(
         f"{info.kv_cache_tokens} tokens of KV cache; attention: {attention}; graphs: {rungs}"
     )

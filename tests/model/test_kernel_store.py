@@ -51,19 +51,26 @@ def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store for one card, as the image's build makes it, and then moved."""
-    folder = tmp_path_factory.mktemp("store")
-    flags = ["--architectures", 90, "--dtypes", "bf16", "--output", folder / "here"]
+    return make_store(tmp_path_factory.mktemp("store"), "none")
+
+
+def make_store(folder: Path, quantization: str) -> Path:
+    """Of bfloat16 kernels for one card."""
+    flags = ["--architectures", 90, "--dtypes", "bf16", "--quantizations", quantization]
+    flags += ["--output", folder / "here"]
     printed = python("tools/kernel_store.py", *flags)
     assert "for 1 architectures" in printed
     (folder / "here").rename(folder / "there")
     return folder / "there"
 
 
-def start(store: Path, libcuda: Path, cache: Path, **environment: str) -> dict[str, int]:
+def start(
+    store: Path, libcuda: Path, cache: Path, quantization: str = "none", **environment: str
+) -> dict[str, int]:
     """Launch every kernel with Triton's own driver; what was compiled and loaded."""
     cuda = {"LD_LIBRARY_PATH": str(libcuda), "TRITON_LIBCUDA_PATH": str(libcuda)}
     triton = {"TRITON_CACHE_DIR": str(cache), "TRITON_CACHE_MANAGER": MANAGER}
-    arguments = ["-m", "tests.support.second_start", libcuda, store, 90]
+    arguments = ["-m", "tests.support.second_start", libcuda, store, 90, quantization]
     counts: dict[str, int] = json.loads(python(*arguments, **cuda, **triton, **environment))
     return counts
 
@@ -73,10 +80,19 @@ def test_a_start_compiles_nothing(made: Path, libcuda: Path, tmp_path: Path) -> 
     nowhere = tmp_path / "a file"
     nowhere.touch()
     counts = start(made, libcuda, nowhere / "cache", **NO_COMPILER)
-    assert counts["kernels"] == 10
+    assert counts["kernels"] == 11
     assert counts["compiled"] == 0
     assert counts["loaded"] == counts["kernels"]
     assert counts["launched"] >= counts["kernels"]
+
+
+@pytest.mark.large
+def test_a_start_with_int8_weights_compiles_nothing(libcuda: Path, tmp_path: Path) -> None:
+    store = make_store(tmp_path, "int8")
+    counts = start(store, libcuda, tmp_path / "cache", "int8", **NO_COMPILER)
+    assert counts["kernels"] == 20
+    assert counts["compiled"] == 0
+    assert counts["loaded"] == counts["kernels"]
 
 
 def test_what_is_missing_or_broken_is_compiled(made: Path, libcuda: Path, tmp_path: Path) -> None:
