@@ -8,15 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from gptj_predictor.engine.core import EngineCore
 from gptj_predictor.engine.sequence import Sequence
+from gptj_predictor.model.linear import FloatProjection
 from gptj_predictor.model.network import GPTJNetwork
 from gptj_predictor.model.product_choice import CallTimer
+from gptj_predictor.model.projections import make_projection
 from gptj_predictor.model.quantization import WeightQuantization
+from gptj_predictor.model.triton_linear import projection
+from gptj_predictor.model.triton_linear.cuts import Card
+from gptj_predictor.model.triton_linear.projection import TritonProjection, Workspace
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.snapshot.layout import NetworkLayout, scale_of
-from tests.support.engines import GREEDY, load, make_config
+from tests.support.engines import CPU, GREEDY, load, make_config
 from tests.support.gpu_step import cublas_wins, kernels_win, with_kernels
 from tests.support.recording import RecordedCapture
 from tests.support.reference import ReferenceModel
@@ -124,3 +130,23 @@ def test_a_second_engine_measures_nothing(small: ReferenceModel) -> None:
 
     assert EngineCore(network, config, timer=measure).info().products == first
     assert first
+
+
+def test_on_a_cpu_nothing_is_measured(small: ReferenceModel) -> None:
+    network = load(small.folder)
+    assert EngineCore(network, make_config(network, max_batch_size=1)).info().products == ()
+    assert network.product_choices is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_weights_that_are_loaded_to_a_gpu(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 16 bits can be a kernel's; fp32 is cuBLAS's."""
+    card = Card("an Ampere", 80, 4)
+    monkeypatch.setattr(projection, "workspace", lambda device: Workspace(card, CPU))
+    with FakeTensorMode():
+        weight, bias = (torch.empty(size, dtype=dtype, device="cuda") for size in ((8, 16), (8,)))
+        made = make_projection(weight, bias, None)
+    assert isinstance(made, FloatProjection if dtype is torch.float32 else TritonProjection)
+    assert any(value is weight for value in vars(made).values())

@@ -23,6 +23,7 @@ class TritonAttention(Attention):
     """Five launches a layer for decoding: norm, product, rotary to GELU, attention, product.
 
     Where kernels of ours compute the products, the norm is part of the first: four launches.
+
     Prefill goes through torch.
     """
 

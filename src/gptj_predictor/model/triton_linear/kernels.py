@@ -289,13 +289,12 @@ def _is_last(  # type: ignore[no-untyped-def]
 def _sum_of(  # type: ignore[no-untyped-def]
     area, splits, block_rows: tl.constexpr, block_outputs: tl.constexpr
 ):
-    """The splits' sums, added in their order, read past the cache that processors do not share.
-
-    Several reads are on their way at once.
-    """
+    """The splits' sums, added in their order, read past the cache that processors do not share."""
+    # So many reads are on their way at once: the registers have room for no more.
     y = tl.zeros((block_rows, block_outputs), tl.float32)
-    for first in range(0, splits, 8):
-        for more in tl.static_range(8):
+    at_once: tl.constexpr = 8 if block_rows <= 16 else 4
+    for first in range(0, splits, at_once):
+        for more in tl.static_range(at_once):
             place = area + _places(first + more, block_rows, block_outputs)
             y += tl.load(place, mask=first + more < splits, other=0.0, cache_modifier=".cg")
     return y
