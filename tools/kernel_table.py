@@ -45,7 +45,7 @@ SAME_ASSEMBLY = {86: 80}
 QUICK_ROWS, QUICK_ROWS_ONE_BY_ONE = 8, 1
 #: Cards on which a quick run leaves fp16 to ``make test-all``: they compute in bfloat16 without a
 #: flag, and so do the others from sm_80 on, on which it is compiled.
-QUICK_WITHOUT_FP16 = {89, 120}
+QUICK_WITHOUT_FP16 = {89, 100, 120}
 
 
 @dataclass(frozen=True)
