@@ -73,9 +73,10 @@ def test_compiles_for_every_card(cards: tuple[int, ...], tmp_path: Path) -> None
     """Within each card's shared memory and without spills, which the tool ends with 1 for.
 
     Every kernel for every card at head size 256, with every split, in the dtypes that the server
-    takes. What costs most and differs least is in the tests with ``large``: fp32; fp16 on sm_89 and from
-    sm_100 on; and of products with int8 weights those with fp16 from sm_80 on, with more than 8 rows,
-    and before sm_80 with more than one. sm_86's machine code is made of sm_80's assembly.
+    takes. What costs most and differs least is in the tests with ``large``: fp32; fp16 on sm_89,
+    sm_100 and sm_120; and of products with int8 weights those with fp16 from sm_80 on, with more
+    than 8 rows, and before sm_80 with more than one. sm_86's machine code is made of sm_80's
+    assembly.
     """
     run(TOOL, "--quick", "--architectures", *cards, "--json", tmp_path / "usages")
     usages = json.loads((tmp_path / "usages").read_text())
