@@ -50,6 +50,7 @@ from gptj_predictor.bench.machine import (
 )
 from gptj_predictor.engine.engine import Engine
 from gptj_predictor.engine.graphs import ladder
+from gptj_predictor.model.product_choice import describe
 from one_card import cases
 from one_card.correctness import compare, compare_int8
 from one_card.engines import free_all, pages_for
@@ -192,8 +193,19 @@ def say_engine(record: Record, engine: Engine) -> None:
     info = engine.info()
     rungs = len(ladder(info.config.max_batch_size)) if info.captures else 0
     attention = ", ".join(info.attention.values())
+    products = [vars(one) for one in info.products]
     name = "engine" if info.quantization == "none" else f"engine, {info.quantization} weights"
-    record.detail(name, {"attention": attention, "graphs": rungs, "config": vars(info.config)})
+    record.detail(
+        name,
+        {
+            "attention": attention,
+            "graphs": rungs,
+            "products": products,
+            "config": vars(info.config),
+        },
+    )
+    if products:
+        record.note(f"products: {describe(info.products)}")
     record.note(
         f"{name}: {info.kv_cache_tokens} tokens of KV cache; attention: {attention}; "
         f"graphs: {rungs}"

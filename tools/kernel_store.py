@@ -1,6 +1,7 @@
 """Compile the kernels for GPT-J-6B ahead of time, so that a container's first start need not.
 
-    python tools/kernel_store.py [--architectures 80 90] [--dtypes bf16] [--output FOLDER]
+    python tools/kernel_store.py [--architectures 80 90] [--dtypes bf16] [--quantizations none]
+                                 [--output FOLDER]
 
 No GPU and no driver is needed; gcc is, for the module through which Triton talks to the driver. The
 image's build runs it; gptj_predictor/model/kernel_store.py finds what it makes. Cards before sm_80
@@ -32,9 +33,11 @@ from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kernel_store import STORE, write_digests
+from gptj_predictor.model.quantization import WeightQuantization
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+QUANTIZATIONS: tuple[WeightQuantization, ...] = ("none", "int8")
 
 
 def main() -> None:
@@ -42,13 +45,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--architectures", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument(
+        "--quantizations", nargs="+", choices=QUANTIZATIONS, default=list(QUANTIZATIONS)
+    )
     parser.add_argument("--output", type=Path, default=STORE)
     arguments = parser.parse_args()
     started = time.perf_counter()
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
     store_driver_module(arguments.output)
-    work = partial(store_kernels, folder=arguments.output, dtypes=arguments.dtypes)
+    work = partial(
+        store_kernels,
+        folder=arguments.output,
+        dtypes=arguments.dtypes,
+        quantizations=arguments.quantizations,
+    )
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
         counts = list(pool.map(work, arguments.architectures))
     for leftover in arguments.output.rglob("*.source"):
@@ -61,13 +72,23 @@ def main() -> None:
     )
 
 
-def store_kernels(architecture: int, *, folder: Path, dtypes: list[str]) -> int:
+def store_kernels(
+    architecture: int,
+    *,
+    folder: Path,
+    dtypes: list[str],
+    quantizations: list[WeightQuantization],
+) -> int:
     """Compile for one card; how many variants there are."""
     triton.knobs.cache.dir = str(folder)
     triton.knobs.compilation.store_binary_only = True  # the machine code, none of the steps to it
     pretend_card(architecture)
     computes_in = [DTYPES[name] for name in dtypes if name != "bf16" or architecture >= 80]
-    shapes = [KernelShape(NetworkConfig(), dtype) for dtype in computes_in]
+    shapes = [
+        KernelShape(NetworkConfig(), dtype, architecture, quantization)
+        for dtype in computes_in
+        for quantization in quantizations
+    ]
     return sum(len(compile_launches(launches(shape))) for shape in shapes)
 
 

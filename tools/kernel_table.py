@@ -1,12 +1,13 @@
 """Compile every Triton kernel for every kind of card, and say what each takes. No GPU is needed.
 
-    python tools/kernel_table.py [--architectures 80 90] [--head-sizes 256] [--write] [--json FILE]
+    python tools/kernel_table.py [--architectures 80 90] [--head-sizes 256] [--quick] [--write]
+                                 [--json FILE]
 
 The kernels are those that the product launches, by its own functions
 (gptj_predictor/engine/kernel_variants.py). Compiler and reader of machine code come with Triton. It
 ends with 1 if a kernel does not fit a card's shared memory, or keeps values in local memory, which
 is what is left where registers do not suffice ("spills"). ``--write`` writes the table in
-docs/kernels.md anew.
+docs/kernels.md anew. ``--quick`` is what ``make test`` has the time for; see :func:`shapes_for`.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 import triton  # type: ignore[import-untyped]
 
 from gptj_predictor.engine.kernel_variants import KernelShape, launches
-from gptj_predictor.model.ahead_of_time import compile_launches, pretend_card
+from gptj_predictor.model.ahead_of_time import CompiledKernel, compile_launches, pretend_card
 from gptj_predictor.model.config import NetworkConfig
 
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
@@ -36,6 +38,14 @@ SECTION = re.compile(r"(<!-- made by tools/kernel_table.py -->\n).*?(<!-- end --
 SHARED_KIB = {70: 96, 75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 HEAD_SIZES = (16, 32, 64, 128, 256)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+#: Cards for which Triton makes the same assembly as for another, up to the card's name; what is
+#: left is to make machine code of it. ``make test-all`` compiles for them in full.
+SAME_ASSEMBLY = {86: 80}
+#: Rows up to which a quick run has products with int8 weights, on tensor cores and without.
+QUICK_ROWS, QUICK_ROWS_ONE_BY_ONE = 8, 1
+#: Cards on which a quick run leaves fp16 to ``make test-all``: they compute in bfloat16 without a
+#: flag, and so do the others from sm_80 on, on which it is compiled.
+QUICK_WITHOUT_FP16 = {89, 100, 120}
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,8 @@ class Usage:
     kernel: str
     architecture: int  # compute capability without the point
     head_size: int
-    dtype: str  # of weights, activations and KV cache
+    dtype: str  # of activations, KV cache and weights
+    int8: bool  # whether weights are int8 instead
     constants: dict[str, object]
     num_warps: int
     registers: int  # of a thread
@@ -53,6 +64,17 @@ class Usage:
     local_bytes: int  # of a thread; 0 unless registers do not suffice
     wide: bool  # whether it moves 16 bytes at a time
     asynchronous: bool  # whether it reads memory past the registers, which sm_80 began with
+
+    @property
+    def row(self) -> tuple[str, str, int]:
+        """What its row of the table is called: kernel, dtypes, head size."""
+        kernel, dtype = f"`{self.kernel}`", self.dtype
+        if self.int8:
+            dtype += ", int8 weights"
+        if self.kernel == "_multiply":
+            how = "tensor cores" if self.constants["tensor_cores"] else "one by one"
+            kernel += f" {how}, {self.constants['block_rows']} rows"
+        return kernel, dtype, self.head_size
 
     @property
     def trouble(self) -> str | None:
@@ -76,6 +98,7 @@ def main() -> None:
         "--architectures", type=int, nargs="+", choices=SHARED_KIB, default=list(SHARED_KIB)
     )
     parser.add_argument("--head-sizes", type=int, nargs="+", choices=HEAD_SIZES, default=[256])
+    parser.add_argument("--quick", action="store_true", help="only what make test compiles")
     parser.add_argument("--write", action="store_true", help=f"the table in {PAGE.name}")
     parser.add_argument("--json", type=Path, help="a file for what was found")
     arguments = parser.parse_args()
@@ -85,7 +108,7 @@ def main() -> None:
             usage
             for architecture in arguments.architectures
             for head_size in arguments.head_sizes
-            for usage in compile_for(architecture, head_size)
+            for usage in compile_for(architecture, head_size, quick=arguments.quick)
         ]
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(usage) for usage in usages], indent=1))
@@ -100,33 +123,87 @@ def main() -> None:
     sys.exit("\n".join(troubles) or 0)
 
 
-def compile_for(architecture: int, head_size: int) -> Iterator[Usage]:
-    """Everything that a network of GPT-J-6B's shape but for its heads launches on a card.
+def compile_for(architecture: int, head_size: int, *, quick: bool = False) -> Iterator[Usage]:
+    """Everything that a network of GPT-J-6B's shape but for its heads launches on a card."""
+    compiled_for = SAME_ASSEMBLY.get(architecture, architecture) if quick else architecture
+    for name, kernel in compiled_kernels(compiled_for, head_size, quick=quick):
+        assembly = kernel.cubin.with_suffix(".ptx").read_text()
+        cubin = kernel.cubin
+        if architecture != compiled_for:
+            cubin = assemble(assembly, compiled_for, architecture, cubin)
+        registers, local = read_resources(cubin)
+        yield Usage(
+            kernel=kernel.name,
+            architecture=architecture,
+            head_size=head_size,
+            dtype=name,
+            int8=is_int8(kernel),
+            constants={k: v for k, v in kernel.constants.items() if v is not None},
+            num_warps=kernel.num_warps,
+            registers=registers,
+            shared_bytes=kernel.shared_bytes,
+            local_bytes=local,
+            wide=".v4.b32" in assembly,
+            asynchronous="cp.async.cg.shared.global" in assembly,
+        )
 
-    bfloat16 is for cards from sm_80 on; the server refuses it on others.
-    """
+
+@cache
+def compiled_kernels(
+    architecture: int, head_size: int, *, quick: bool
+) -> list[tuple[str, CompiledKernel]]:
+    """The kernels for one card, with the dtype's name; compiled once in this process."""
     pretend_card(architecture)
+    return [
+        (name, kernel)
+        for name, shape in shapes_for(architecture, head_size, quick=quick)
+        for kernel in compile_launches(launches(shape))
+    ]
+
+
+def shapes_for(
+    architecture: int, head_size: int, *, quick: bool
+) -> Iterator[tuple[str, KernelShape]]:
+    """What a card computes, by the dtype's name.
+
+    bfloat16 is for cards from sm_80 on; the server refuses it on others. A quick run is without
+    fp32, which only a flag or a small model chooses, and on some cards without fp16. int8 weights
+    are multiplied there with few rows, and with activations of the dtype that the card computes in
+    without a flag.
+    """
     hidden = 4096
     config = NetworkConfig(n_embd=hidden, n_head=hidden // head_size, rotary_dim=min(64, head_size))
+    own = "bf16" if architecture >= 80 else "fp16"
     for name, dtype in DTYPES.items():
-        if dtype is torch.bfloat16 and architecture < 80:
+        if name == "bf16" != own or (quick and left_to_full_runs(name, architecture)):
             continue
-        for kernel in compile_launches(launches(KernelShape(config, dtype))):
-            registers, local = read_resources(kernel.cubin)
-            assembly = kernel.cubin.with_suffix(".ptx").read_text()
-            yield Usage(
-                kernel=kernel.name,
-                architecture=architecture,
-                head_size=head_size,
-                dtype=name,
-                constants={k: v for k, v in kernel.constants.items() if v is not None},
-                num_warps=kernel.num_warps,
-                registers=registers,
-                shared_bytes=kernel.shared_bytes,
-                local_bytes=local,
-                wide=".v4.b32" in assembly,
-                asynchronous="cp.async.cg.shared.global" in assembly,
-            )
+        yield name, KernelShape(config, dtype, architecture)
+        if not quick:
+            yield name, KernelShape(config, dtype, architecture, "int8")
+        elif name == own:
+            rows = QUICK_ROWS if architecture >= 80 else QUICK_ROWS_ONE_BY_ONE
+            yield name, KernelShape(config, dtype, architecture, "int8", rows)
+
+
+def left_to_full_runs(dtype: str, architecture: int) -> bool:
+    """Whether a quick run is without a dtype."""
+    return dtype == "fp32" or (dtype == "fp16" and architecture in QUICK_WITHOUT_FP16)
+
+
+def is_int8(kernel: CompiledKernel) -> bool:
+    """Whether it reads int8 weights."""
+    return kernel.dtypes.get("weight") == "*i8"
+
+
+def assemble(assembly: str, compiled_for: int, architecture: int, cubin: Path) -> Path:
+    """Machine code for one card of the assembly that was made for another, beside its own."""
+    source, target = (cubin.with_suffix(f".{architecture}.{end}") for end in ("ptx", "cubin"))
+    source.write_text(assembly.replace(f".target sm_{compiled_for}", f".target sm_{architecture}"))
+    tool = triton.knobs.nvidia.ptxas.path
+    # Triton's own flags, with enable_fp_fusion (triton/backends/nvidia/compiler.py, make_cubin).
+    command = [tool, "-lineinfo", f"--gpu-name=sm_{architecture}", source, "-o", target]
+    subprocess.run(command, check=True)
+    return target
 
 
 def read_resources(cubin: Path) -> tuple[int, int]:
@@ -145,8 +222,7 @@ def table(usages: list[Usage]) -> str:
     cards = list(dict.fromkeys(usage.architecture for usage in usages))
     rows: dict[tuple[str, str, int], dict[int, list[Usage]]] = {}
     for usage in usages:
-        row = rows.setdefault((usage.kernel, usage.dtype, usage.head_size), {})
-        row.setdefault(usage.architecture, []).append(usage)
+        rows.setdefault(usage.row, {}).setdefault(usage.architecture, []).append(usage)
     lines = [
         "| kernel | dtype | head size | variants | " + " | ".join(f"sm_{c}" for c in cards) + " |",
         "|---" * (4 + len(cards)) + "|",
@@ -154,8 +230,9 @@ def table(usages: list[Usage]) -> str:
     for (kernel, dtype, head_size), by_card in rows.items():
         variants = max(map(len, by_card.values()))
         cells = [_cell(by_card.get(card, [])) for card in cards]
-        head = f"| `{kernel}` | {dtype} | {head_size} | {variants} | "
-        lines.append(head + " | ".join(cells) + " |")
+        lines.append(
+            f"| {kernel} | {dtype} | {head_size} | {variants} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 

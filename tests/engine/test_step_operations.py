@@ -15,13 +15,16 @@ import torch
 from gptj_predictor.common import upload
 from gptj_predictor.engine import decode_inputs
 from gptj_predictor.engine.page_allocator import PageTable
+from gptj_predictor.engine.product_timing import choose_products
 from gptj_predictor.engine.runner import ModelRunner
 from gptj_predictor.engine.sequence import ScheduledChunk, Sequence
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import PagedKVCache
+from gptj_predictor.model.product_choice import CallTimer
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.sampling.sampler import Sampler
 from tests.support.engines import CPU, GREEDY
-from tests.support.gpu_step import random_network
+from tests.support.gpu_step import cublas_wins, kernels_win, random_network
 from tests.support.recording import RecordedCapture, Recording
 
 pytestmark = [
@@ -41,16 +44,32 @@ CONFIG = NetworkConfig(
 )
 DRAWN = replace(GREEDY, temperature=0.8, top_k=5, top_p=0.9)
 
+#: With cuBLAS; and with kernels that do the norm before a product, and what comes after it.
 LAYER = ["normalize_and_add", "addmm", "rotate_store_activate", "attend", "addmm_"]
-STEP = ["index", "embedding", *(LAYER * LAYERS), "native_layer_norm", "addmm", "sample"]
+KERNEL_LAYER = ["multiply", "rotate_store_activate", "attend", "multiply"]
+HEAD, KERNEL_HEAD = ["native_layer_norm", "addmm", "sample"], ["multiply", "sample"]
+STEP = ["index", "embedding", *(LAYER * LAYERS), *HEAD]
+KERNEL_STEP = ["index", "embedding", *(KERNEL_LAYER * LAYERS), *KERNEL_HEAD]
+#: int8 weights and too many rows for norms in a kernel: it still does what comes after a product.
+WIDE_LAYER = ["native_layer_norm", *KERNEL_LAYER]
+WIDE_STEP = ["index", "embedding", *(WIDE_LAYER * LAYERS), "native_layer_norm", *KERNEL_HEAD]
 
 
 class Decoding:
     """A runner and sequences that decode, each of its own length."""
 
-    def __init__(self, batch: int, *, graphs: bool = True, layers: int = LAYERS) -> None:
+    def __init__(
+        self,
+        batch: int,
+        *,
+        graphs: bool = True,
+        layers: int = LAYERS,
+        quantization: WeightQuantization = "none",
+        timer: CallTimer | None = None,
+    ) -> None:
         config = replace(CONFIG, n_layer=layers)
-        network = random_network(config, torch.bfloat16)
+        network = random_network(config, torch.bfloat16, quantization)
+        choose_products(network, timer, graphs=graphs)
         pages = 1 + batch * (CONTEXT // PAGE_SIZE)
         cache = PagedKVCache(
             devices=[CPU] * layers,
@@ -139,10 +158,33 @@ def test_a_layer_more_is_five_launches_more(batch: int) -> None:
     assert Counter(names[1]) - Counter(names[0]) == Counter(LAYER)
 
 
+@pytest.mark.parametrize(
+    ("quantization", "timer", "batch", "step"),
+    [
+        ("none", kernels_win, 1, KERNEL_STEP),
+        ("none", kernels_win, 8, KERNEL_STEP),
+        ("none", kernels_win, 64, STEP),
+        ("none", cublas_wins, 1, STEP),
+        ("none", None, 8, STEP),
+        ("int8", kernels_win, 1, KERNEL_STEP),
+        ("int8", None, 8, KERNEL_STEP),
+        ("int8", None, 16, WIDE_STEP),
+        ("int8", kernels_win, 64, WIDE_STEP),
+    ],
+)
+def test_operations_by_the_way_that_is_chosen(
+    quantization: WeightQuantization, timer: CallTimer | None, batch: int, step: list[str]
+) -> None:
+    """A measurement decides where there is one; 16-bit weights are cuBLAS's without."""
+    decoding = Decoding(batch, quantization=quantization, timer=timer)
+    assert decoding.capture.graphs[batch].names == step
+    assert len(step) <= len(STEP)
+
+
 @pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_nothing_depends_on_lengths(params: Any) -> None:
     """The capture compares: shapes, strides, numbers and where the tokens are, at each replay."""
-    decoding = Decoding(3)
+    decoding = Decoding(3, timer=kernels_win)
     for lengths in ([1] * 3, [63, 2, 33], [40, 63]):
         decoding.runner.launch(decoding.chunks(lengths, params))
 

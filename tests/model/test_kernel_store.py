@@ -54,9 +54,13 @@ def libcuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store for one card, as the image's build makes it, and then moved."""
-    folder = tmp_path_factory.mktemp("store")
-    flags = ["--architectures", 90, "--dtypes", "bf16", "--output", folder / "here"]
-    done = run("tools/kernel_store.py", *flags)
+    return make_store(tmp_path_factory.mktemp("store"), "none")
+
+
+def make_store(folder: Path, quantization: str) -> Path:
+    """Of bfloat16 kernels for one card."""
+    flags = ["--architectures", 90, "--dtypes", "bf16", "--quantizations", quantization]
+    done = run("tools/kernel_store.py", *flags, "--output", folder / "here")
     assert "for 1 architectures" in done.stdout
     (folder / "here").rename(folder / "there")
     return folder / "there"
@@ -70,11 +74,13 @@ class Start:
     log: str
 
 
-def start(store: Path, libcuda: Path, cache: Path, **environment: str) -> Start:
+def start(
+    store: Path, libcuda: Path, cache: Path, quantization: str = "none", **environment: str
+) -> Start:
     """Launch every kernel with Triton's own driver."""
     cuda = {"LD_LIBRARY_PATH": str(libcuda), "TRITON_LIBCUDA_PATH": str(libcuda)}
     triton = {"TRITON_CACHE_DIR": str(cache), "TRITON_CACHE_MANAGER": MANAGER}
-    arguments = ["-m", "tests.support.second_start", libcuda, store, 90]
+    arguments = ["-m", "tests.support.second_start", libcuda, store, 90, quantization]
     done = run(*arguments, **cuda, **triton, **environment)
     return Start(json.loads(done.stdout), done.stderr)
 
@@ -84,10 +90,19 @@ def test_a_start_compiles_nothing(made: Path, libcuda: Path, tmp_path: Path) -> 
     nowhere = tmp_path / "a file"
     nowhere.touch()
     counts = start(made, libcuda, nowhere / "cache", **NO_COMPILER).counts
-    assert counts["kernels"] == 10
+    assert counts["kernels"] == 11
     assert counts["compiled"] == 0
     assert counts["loaded"] == counts["kernels"]
     assert counts["launched"] >= counts["kernels"]
+
+
+@pytest.mark.large
+def test_a_start_with_int8_weights_compiles_nothing(libcuda: Path, tmp_path: Path) -> None:
+    store = make_store(tmp_path, "int8")
+    counts = start(store, libcuda, tmp_path / "cache", "int8", **NO_COMPILER).counts
+    assert counts["kernels"] == 20
+    assert counts["compiled"] == 0
+    assert counts["loaded"] == counts["kernels"]
 
 
 def test_what_is_missing_or_damaged_is_compiled(made: Path, libcuda: Path, tmp_path: Path) -> None:

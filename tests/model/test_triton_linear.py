@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -28,16 +29,23 @@ if not ON_GPU and isinstance(triton.language.sum, triton.JITFunction):
 
 from triton.runtime.interpreter import InterpreterBuilder  # type: ignore[import-untyped]  # noqa: E402
 
-from gptj_predictor.model import layer as layer_module  # noqa: E402
+from gptj_predictor.common.kernel_configs import (  # noqa: E402
+    KERNEL_CONFIGS,
+    MEASURED_PRODUCTS,
+)
 from gptj_predictor.model.attention import rotary_table  # noqa: E402
 from gptj_predictor.model.config import NetworkConfig  # noqa: E402
 from gptj_predictor.model.kv_cache import PagedKVCache  # noqa: E402
 from gptj_predictor.model.layer import GPTJLayer  # noqa: E402
+from gptj_predictor.model.layer_norm import LayerNorm  # noqa: E402
 from gptj_predictor.model.prefill_plan import PrefillChunk  # noqa: E402
+from gptj_predictor.model.product_choice import describe  # noqa: E402
+from gptj_predictor.model.projections import MakeProjection, make_projection  # noqa: E402
 from gptj_predictor.model.quantization import quantize, scales_of  # noqa: E402
 from gptj_predictor.model.step_inputs import StepInputs  # noqa: E402
 from gptj_predictor.model.torch_attention import TorchAttention  # noqa: E402
 from gptj_predictor.model.triton_linear import cuts, projection  # noqa: E402
+from gptj_predictor.model.triton_linear.choice import choose_products  # noqa: E402
 from gptj_predictor.model.triton_linear.cuts import (  # noqa: E402
     CUBLAS,
     Card,
@@ -50,7 +58,6 @@ from gptj_predictor.model.triton_linear.cuts import (  # noqa: E402
     split,
 )
 from gptj_predictor.model.triton_linear.kernels import (  # noqa: E402
-    Norm,
     SplitScratch,
     dequantize,
     multiply,
@@ -58,7 +65,6 @@ from gptj_predictor.model.triton_linear.kernels import (  # noqa: E402
 from gptj_predictor.model.triton_linear.projection import (  # noqa: E402
     TritonProjection,
     Workspace,
-    measure,
 )
 from tests.support.triton_interpreter import correct_bfloat16  # noqa: E402
 
@@ -118,7 +124,7 @@ class Case:
             self.weight = weight.to(DEVICE, self.dtype)
         self.biases = normal(self.outputs).to(DEVICE, self.dtype) if self.bias else None
         gain, shift = (normal(self.inputs).to(DEVICE, self.dtype) for _ in range(2))
-        self.norms = Norm(gain, shift, 1e-5) if self.norm else None
+        self.norms = LayerNorm(gain, shift, 1e-5) if self.norm else None
         self.wide = torch.full((self.rows, self.outputs + 8), math.nan).to(DEVICE, self.dtype)
         self.out = self.wide[:, 8:]
         self.residual = normal(self.rows, self.outputs).to(DEVICE, self.dtype)
@@ -373,13 +379,21 @@ def test_the_quickest_is_taken() -> None:
 
 
 def test_what_a_card_has_measured_is_not_measured_again() -> None:
-    shape, known = shape_of(2, quantized=False), cut_of(True, 8)
+    shape, known = shape_of(2, quantized=False), "tensor cores, 8 rows"
+    key = (AMPERE.name, "float16", "float16", 28672, 4096, 2)
 
     def seconds(way: Way) -> float:
         raise AssertionError(way)
 
-    assert choose(shape, AMPERE, seconds, {(AMPERE.name, shape): known}) == known
-    assert choose(shape, TURING, None, {(AMPERE.name, shape): known}) is CUBLAS
+    way = choose(shape, AMPERE, seconds, {key: known})
+    assert way == split(Cut.of(known), shape, AMPERE.processors)
+    assert choose(shape, AMPERE, seconds, {key: "cuBLAS"}) is CUBLAS
+    assert choose(shape, TURING, None, {key: known}) is CUBLAS
+
+
+def test_what_was_measured_names_a_configuration() -> None:
+    names = {name.removeprefix("_multiply ") for name in KERNEL_CONFIGS if "_multiply" in name}
+    assert {*MEASURED_PRODUCTS.values()} <= {*names, "cuBLAS"}
 
 
 def test_there_is_no_choice_where_there_is_no_kernel() -> None:
@@ -470,7 +484,7 @@ def test_projection(
     )
     product = projection_of(case, shared)
     for way in {product.way(rows), CUBLAS, *candidates(case.shape, shared.card)}:
-        product._ways[cuts.padded_rows(rows)] = way
+        product.choose(cuts.padded_rows(rows), way)
         residual = case.residual.clone() if add else None
         result = product.apply(case.x, norm=case.norms, gelu_from=gelu_from, residual=residual)
         if residual is not None:
@@ -512,32 +526,62 @@ def test_a_residual_is_kept_where_there_is_memory_for_the_result(
     residual, out = case.residual.clone(), torch.empty_like(case.residual)
     product = projection_of(case, shared)
     for way in (CUBLAS, product.way(rows)):
-        product._ways[cuts.padded_rows(rows)] = way
+        product.choose(cuts.padded_rows(rows), way)
         result = product.apply(case.x, gelu_from=gelu_from, residual=residual, out=out)
         assert result is out
         assert torch.equal(residual, case.residual)
         torch.testing.assert_close(out.double(), case.expected(), rtol=4e-3, atol=4e-3)
 
 
+def layer_of(shared: Workspace, seed: int) -> GPTJLayer:
+    generator = torch.Generator().manual_seed(seed)
+
+    def projection(outputs: int, inputs: int) -> TritonProjection:
+        weight, bias = torch.randn(outputs, inputs, generator=generator), torch.zeros(outputs)
+        scales = scales_of(weight)
+        return TritonProjection(quantize(weight, scales), bias.half(), scales, shared)
+
+    norm = LayerNorm(torch.ones(16).half(), torch.zeros(16).half(), 1e-5)
+    return GPTJLayer(2, norm, projection(56, 16), projection(16, 24), "gelu_new", torch.relu_)
+
+
+@pytest.mark.skipif(ON_GPU, reason="its tensors are on the CPU")
 def test_products_are_measured_together_and_choose_alike(shared: Workspace) -> None:
-    small: dict[str, Any] = {"outputs": 9, "inputs": 16}
-    layers = [projection_of(Case(quantized=True, seed=s, **small), shared) for s in range(3)]
-    head = projection_of(Case(outputs=5), shared)
+    layers = [layer_of(shared, seed) for seed in range(3)]
+    head = projection_of(Case(outputs=5, inputs=16), shared)
     calls: list[int] = []
 
     def seconds(work: list[Callable[[], object]]) -> float:
-        for call in work:
-            call()
         calls.append(len(work))
         return float(-len(calls))  # the last one asked for is the quickest
 
-    measure([layers[0], head, *layers[1:]], seconds)
+    choices = choose_products(layers, layers[0].norm, head, seconds)
     assert set(calls) == {1, 3}
-    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512):
-        shape = replace(Case(quantized=True, **small).shape, rows=rows)
-        assert {product.way(rows) for product in layers} == {candidates(shape, shared.card)[-1]}
-    assert layers[0].way(513) is CUBLAS
-    assert head.way(1) == candidates(Case(rows=1, outputs=5).shape, shared.card)[-1]
+    assert [(one.product, one.rows) for one in choices] == [
+        (product, 2**power)
+        for product, powers in (("project_in", 10), ("project_out", 10), ("head", 4))
+        for power in range(powers)
+    ]
+    for one in choices:
+        product: Any = head if one.product == "head" else getattr(layers[0], one.product)
+        quantized = one.product != "head"
+        shape = ProductShape(
+            *(one.rows, one.outputs, one.inputs, torch.float16),
+            torch.int8 if quantized else torch.float16,
+        )
+        last = candidates(shape, shared.card)[-1]
+        assert one.way == ("cuBLAS" if last is CUBLAS else str(last))
+        assert product.way(one.rows) == last
+        # Where there is no choice, nothing is measured.
+        assert len(one.seconds) == len(candidates(shape, shared.card)) or not one.seconds
+    for layer in layers[1:]:
+        for rows in (1, 8, 64):
+            for name in ("project_in", "project_out"):
+                others: Any = getattr(layer, name), getattr(layers[0], name)
+                assert others[0].way(rows) == others[1].way(rows)
+    text = describe(choices)
+    assert text.startswith("cpu project_in: ")
+    assert "; cpu head: kernel for 1/2/4/8 rows" in text
 
 
 def test_a_projection_wants_a_scale_for_int8_alone(shared: Workspace) -> None:
@@ -549,9 +593,7 @@ def test_a_projection_wants_a_scale_for_int8_alone(shared: Workspace) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])
-def test_a_layer_with_int8_weights(
-    tokens: int, shared: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_layer_with_int8_weights(tokens: int, shared: Workspace) -> None:
     """A prompt through the network's own layer, against one with the same values in fp32."""
     config = NetworkConfig(vocab_size=50, n_positions=64, n_embd=32, n_head=2, rotary_dim=8)
     generator = torch.Generator().manual_seed(tokens)
@@ -571,9 +613,11 @@ def test_a_layer_with_int8_weights(
         name: weight.half().float() if "norm" in name else weight for name, weight in exact.items()
     }
 
-    def run(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
+    def run(
+        weights: dict[str, torch.Tensor], dtype: torch.dtype, make: MakeProjection
+    ) -> torch.Tensor:
         named = {f"a.{name}": weight for name, weight in weights.items()}
-        layer = GPTJLayer.of(config, named, "a")
+        layer = GPTJLayer.of(config, named, "a", make)
         cache = PagedKVCache(
             devices=[DEVICE], pages=8, page_size=8, heads=2, head_size=16, dtype=dtype
         )
@@ -593,12 +637,7 @@ def test_a_layer_with_int8_weights(
         return attention.layer(layer, residual, rotations, cache.layer(0), step)
 
     rows = normal(tokens, 32).half()
-    expected = run(exact, torch.float32)
-    monkeypatch.setattr(
-        layer_module,
-        "make_projection",
-        lambda weight, bias, scales: TritonProjection(weight, bias, scales, shared),
-    )
-    result = run(int8, torch.float16).float()
+    expected = run(exact, torch.float32, make_projection)
+    result = run(int8, torch.float16, partial(TritonProjection, shared=shared)).float()
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
     assert not torch.equal(result, expected)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
+from itertools import cycle
+from typing import Any
 
 import torch
 
@@ -15,12 +18,18 @@ from gptj_predictor.engine.core import EngineConfig, EngineCore
 from gptj_predictor.engine.kernel_variants import KernelShape, launches
 from gptj_predictor.engine.sequence import Sequence
 from gptj_predictor.model.ahead_of_time import noted_launches, pretend_card
+from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.config import NetworkConfig
-from gptj_predictor.model.network import Placement
+from gptj_predictor.model.network import GPTJNetwork, Placement
+from gptj_predictor.model.product_choice import CallTimer
+from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.model.triton_check import add_one
+from gptj_predictor.model.triton_linear.cuts import Card
+from gptj_predictor.model.triton_linear.projection import TritonProjection, Workspace
 from gptj_predictor.sampling.params import SamplingParams
-from gptj_predictor.snapshot.builder import NetworkBuilder
+from gptj_predictor.snapshot.layout import NetworkLayout
+from tests.support.quantized import with_int8
 
 CPU = torch.device("cpu")
 CONFIG = NetworkConfig(
@@ -28,21 +37,27 @@ CONFIG = NetworkConfig(
 )
 #: So that two heads need all splits from 32 to 1 as the batch grows to this many.
 PROCESSORS, SEQUENCES = 24, 38
+CAPABILITY, DTYPE = 90, torch.bfloat16
+QUANTIZATIONS: tuple[WeightQuantization, ...] = ("none", "int8")
 
 
 def main() -> None:
     """Note both and print the difference."""
-    pretend_card(90)
-    shape = KernelShape(CONFIG, torch.float32)
+    pretend_card(CAPABILITY)
     with noted_launches() as listed:
-        for launch in launches(shape):
-            launch()
+        for quantization in QUANTIZATIONS:
+            for launch in launches(KernelShape(CONFIG, DTYPE, CAPABILITY, quantization)):
+                launch()
     # What no kernel writes to is to be the same in every run, and to end no sequence.
     vars(torch).update(empty=torch.zeros, empty_like=torch.zeros_like)
+    tensor: Any = torch.Tensor
+    tensor.new_empty = tensor.new_zeros
     with noted_launches() as launched:
         add_one(torch.zeros(32))  # the trial of a start
-        run_engine(capture=None)
-        run_engine(capture=lambda run: run)
+        for quantization in QUANTIZATIONS:
+            network = make_network(quantization)
+            run_engine(network, capture=None)
+            run_engine(network, capture=lambda run: run)
     print(
         json.dumps(
             {
@@ -54,21 +69,43 @@ def main() -> None:
     )
 
 
+def make_network(quantization: WeightQuantization) -> GPTJNetwork:
+    """A network as a GPU has it."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.empty(parameter.shape).normal_(std=0.02, generator=generator).to(DTYPE)
+        for name, parameter in NetworkLayout(CONFIG).parameters.items()
+    }
+    if quantization == "int8":
+        weights = with_int8(weights)
+    card = Card("any", CAPABILITY, PROCESSORS)
+    make = partial(TritonProjection, shared=Workspace(card, CPU))
+    attentions: dict[torch.device, Attention] = {CPU: TritonAttention(PROCESSORS)}
+    placement = Placement.on(CPU, CONFIG.n_layer)
+    return GPTJNetwork(CONFIG, DTYPE, placement, weights, attentions, make)
+
+
+def run_every_call() -> CallTimer:
+    """A clock by which every second way is the quickest so far, after all were tried."""
+    times = cycle([2.0, 1.0, 3.0])
+
+    def measure(calls: list[Callable[[], object]]) -> float:
+        for call in calls:
+            call()
+        return next(times)
+
+    return measure
+
+
 def run_engine(
+    network: GPTJNetwork,
     capture: Callable[[Callable[[], torch.Tensor]], Callable[[], torch.Tensor]] | None,
 ) -> None:
     """Prompts of all lengths that come one after the other, so that every batch size occurs."""
-    builder = NetworkBuilder(CONFIG, torch.float32, Placement.on(CPU, CONFIG.n_layer))
-    generator = torch.Generator().manual_seed(0)
-    for name in builder.layout.parameters:
-        memory = builder.allocate(name)
-        builder.put(name, memory.normal_(std=0.02, generator=generator))
-    network = builder.finish()
-    network.attentions[CPU] = TritonAttention(PROCESSORS)
     config = EngineConfig(
         max_batch_size=SEQUENCES, max_prefill_tokens=64, page_size=16, num_pages=400
     )
-    core = EngineCore(network, config, capture)
+    core = EngineCore(network, config, capture, run_every_call())
     core.prepare()
     for number in range(SEQUENCES):
         params = SamplingParams(

@@ -2,7 +2,7 @@
 
 Run as a program, because nothing may interpret kernels in its process. It prints JSON.
 
-    python -m tests.support.second_start FOLDER_OF_LIBCUDA STORE CAPABILITY
+    python -m tests.support.second_start FOLDER_OF_LIBCUDA STORE CAPABILITY none|int8
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton  # type: ignore[import-untyped]
@@ -75,7 +75,7 @@ def make_libcuda(folder: Path) -> None:
     subprocess.run([*command, "-o", "libcuda.so.1"], cwd=folder, check=True)
 
 
-def main(libcuda: str, store: str, capability: str) -> None:
+def main(libcuda: str, store: str, capability: str, quantization: Literal["none", "int8"]) -> None:
     """Launch everything and count."""
     kernel_store.STORE = Path(store)
     driver = CudaDriver()
@@ -90,7 +90,8 @@ def main(libcuda: str, store: str, capability: str) -> None:
 
     triton.knobs.compilation.listener = listen
     dtype = torch.bfloat16 if int(capability) >= 80 else torch.float16  # as the server computes
-    for launch in launches(KernelShape(NetworkConfig(), dtype)):
+    shape = KernelShape(NetworkConfig(), dtype, int(capability), quantization)
+    for launch in launches(shape):
         launch()
     library = ctypes.CDLL(f"{libcuda}/libcuda.so.1")
     print(
@@ -106,4 +107,4 @@ def main(libcuda: str, store: str, capability: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

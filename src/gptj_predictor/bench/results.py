@@ -63,6 +63,11 @@ class Run(_Part):
     cuda_graphs: bool | None = Field(
         None, description="Whether decoding was replayed from CUDA graphs."
     )
+    products: dict[str, str] | None = Field(
+        None,
+        description="How products were computed where a measurement at the start chose, by "
+        "device, product and rows. Null over HTTP.",
+    )
     kv_cache_tokens: int | None = Field(None, description="Tokens that the KV cache has room for.")
     first_token: Literal["event", "stream", "one-token request"] = Field(
         description="How first_token_seconds were measured: within the round by the engine's "
@@ -260,7 +265,7 @@ def read_earlier(folder: Path, *, resume: bool) -> Results | None:
 
 def difference(earlier: Results, now: Results) -> str | None:
     """Why a run cannot be resumed: the first difference that matters; ``None`` if it can."""
-    volatile = {"bandwidth", "kv_cache_tokens", "started", "resumed"}
+    volatile = {"bandwidth", "products", "kv_cache_tokens", "started", "resumed"}
     for part, left, right in (
         ("run", earlier.run.model_dump(exclude=volatile), now.run.model_dump(exclude=volatile)),
         ("settings", earlier.settings.model_dump(), now.settings.model_dump()),

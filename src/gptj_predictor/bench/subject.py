@@ -97,7 +97,10 @@ def in_process(plan: BenchmarkSettings, settings: ServerSettings, folder: Path) 
                 f"wanted were {run.attention} and graphs: {run.cuda_graphs}; in use "
                 f"are {in_use} and graphs: {info.captures}"
             )
-        run = run.model_copy(update={"kv_cache_tokens": info.kv_cache_tokens})
+        products = {
+            f"{one.device} {one.product}, {one.rows} rows": one.way for one in info.products
+        }
+        run = run.model_copy(update={"kv_cache_tokens": info.kv_cache_tokens, "products": products})
         return EngineTarget(engine, _sampling(launch.folder)), run
 
     return Subject(

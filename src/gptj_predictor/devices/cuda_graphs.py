@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
 import torch
 
+from gptj_predictor.common.collector import garbage_collector_off
 from gptj_predictor.model.attention import Attention
 from gptj_predictor.model.network import GPTJNetwork
 
@@ -59,19 +58,3 @@ class CudaCapture:
             return output
 
         return replay
-
-
-@contextmanager
-def garbage_collector_off() -> Iterator[None]:
-    """No collection within.
-
-    What one frees may belong to CUDA, such as an event or a graph, and to free that while a stream
-    is captured spoils the capture.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -15,6 +15,7 @@ import torch
 from gptj_predictor.common.dtypes import dtype_name
 from gptj_predictor.engine.faults import DeviceFaultError, Fault, classify
 from gptj_predictor.engine.graphs import Capture
+from gptj_predictor.engine.product_timing import choose_products
 from gptj_predictor.engine.rehearsal import largest_step, warm_up
 from gptj_predictor.engine.request import Event
 from gptj_predictor.engine.runner import LaunchedStep, ModelRunner
@@ -23,6 +24,7 @@ from gptj_predictor.engine.sequence import ScheduledChunk, Sequence, SequenceSta
 from gptj_predictor.engine.stats import EngineStats, Meter
 from gptj_predictor.model.kv_cache import PagedKVCache
 from gptj_predictor.model.network import GPTJNetwork
+from gptj_predictor.model.product_choice import CallTimer, ProductChoice
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.sampler import Sampler
 
@@ -59,6 +61,7 @@ class EngineInfo:
     captures: bool  # whether decoding is replayed from graphs
     precision: str  # of weights and KV cache: torch's name of the dtype
     quantization: str  # of the weights of products: none or int8
+    products: tuple[ProductChoice, ...]  # how they are computed, where there was a choice
 
 
 class EngineCore:
@@ -69,9 +72,22 @@ class EngineCore:
     """
 
     def __init__(
-        self, network: GPTJNetwork, config: EngineConfig, capture: Capture | None = None
+        self,
+        network: GPTJNetwork,
+        config: EngineConfig,
+        capture: Capture | None = None,
+        timer: CallTimer | None = None,
     ) -> None:
-        """Allocate the KV cache; decoding runs from graphs if ``capture`` makes them."""
+        """Choose how the network's products are computed, and allocate the KV cache.
+
+        Args:
+            network: What runs. The first engine on it has its products chosen.
+            config: Sizes.
+            capture: Makes the graphs that decoding is replayed from, if it is.
+            timer: Measures for the choice of products. By default a GPU's clock; where there is no
+                GPU, nothing is chosen.
+        """
+        choose_products(network, timer, graphs=capture is not None)
         model, value_bytes = network.config, network.dtype.itemsize
         cache = PagedKVCache(
             devices=list(network.placement.layers),
@@ -113,6 +129,7 @@ class EngineCore:
             captures=capture is not None,
             precision=dtype_name(network.dtype),
             quantization=network.quantization,
+            products=network.product_choices or (),
         )
 
     def info(self) -> EngineInfo:

@@ -6,35 +6,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional
 
 from gptj_predictor.model.config import NetworkConfig
+from gptj_predictor.model.layer_norm import LayerNorm
 from gptj_predictor.model.linear import Projection
-from gptj_predictor.model.projections import make_projection
+from gptj_predictor.model.projections import MakeProjection, make_projection
 
 #: By name, each filled and on its device.
 Weights = Mapping[str, torch.Tensor]
 
 #: GPT-J's own activation: the tanh approximation of GELU.
 GELU = "gelu_new"
-
-
-@dataclass(frozen=True)
-class LayerNorm:
-    """Over the last dimension."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    epsilon: float
-
-    @classmethod
-    def of(cls, config: NetworkConfig, weights: Weights, name: str) -> LayerNorm:
-        """By its name among the weights."""
-        return cls(weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_epsilon)
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """``[..., H]`` in and out."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -63,20 +45,31 @@ class GPTJLayer:
     activate: Callable[[torch.Tensor], object]
 
     @classmethod
-    def of(cls, config: NetworkConfig, weights: Weights, name: str) -> GPTJLayer:
-        """By its name among the weights.
+    def of(
+        cls,
+        config: NetworkConfig,
+        weights: Weights,
+        name: str,
+        make: MakeProjection = make_projection,
+    ) -> GPTJLayer:
+        """By its name among the weights; ``make`` makes its projections.
 
         Raises:
             KeyError: transformers does not know the activation.
         """
         return cls(
             config.n_head,
-            LayerNorm.of(config, weights, f"{name}.norm"),
-            _projection(weights, f"{name}.project_in"),
-            _projection(weights, f"{name}.project_out"),
+            norm_of(config, weights, f"{name}.norm"),
+            _projection(make, weights, f"{name}.project_in"),
+            _projection(make, weights, f"{name}.project_out"),
             config.activation_function,
             _activation(config.activation_function),
         )
+
+    @property
+    def inner(self) -> int:
+        """The MLP's size I."""
+        return self.project_in.bias.shape[0] - 3 * self.hidden
 
     @property
     def hidden(self) -> int:
@@ -84,9 +77,14 @@ class GPTJLayer:
         return self.norm.weight.shape[0]
 
 
-def _projection(weights: Weights, name: str) -> Projection:
+def norm_of(config: NetworkConfig, weights: Weights, name: str) -> LayerNorm:
+    """The layer norm of a name among the weights."""
+    return LayerNorm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_epsilon)
+
+
+def _projection(make: MakeProjection, weights: Weights, name: str) -> Projection:
     scales = weights.get(f"{name}.scale")
-    return make_projection(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
+    return make(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

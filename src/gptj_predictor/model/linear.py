@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from gptj_predictor.model.int8_packing import Int8Packer
+from gptj_predictor.model.layer_norm import LayerNorm
 from gptj_predictor.model.quantization import quantize_rows
 
 #: oneDNN chooses the blocks of a packed weight for an expected number of rows. Measured on an AMX
@@ -73,9 +74,9 @@ class Projection(ABC):
     def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """``residual + x W^T``, for a residual that has the bias; may use its memory."""
 
-    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """``x W^T + b`` to ``out``, ``[T, outputs]``."""
-        out.copy_(self(x))
+    def write(self, x: torch.Tensor, out: torch.Tensor, norm: LayerNorm | None = None) -> None:
+        """``x W^T + b`` to ``out``, ``[T, outputs]``, of a normed ``x`` if there is a norm."""
+        out.copy_(self(x if norm is None else norm(x)))
 
 
 class FloatProjection(Projection):
@@ -105,11 +106,12 @@ class FloatProjection(Projection):
             return torch.ops.mkldnn._linear_pointwise.binary(x, residual, self._weight, None, "add")
         return residual.addmm_(x, self._weight.t())
 
-    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
+    def write(self, x: torch.Tensor, out: torch.Tensor, norm: LayerNorm | None = None) -> None:
         """See :meth:`Projection.write`."""
         if self._packed:
-            super().write(x, out)
+            super().write(x, out, norm)
         else:
+            x = x if norm is None else norm(x)
             torch.addmm(self.bias, x, self._weight.t(), out=out)
 
 

@@ -15,8 +15,9 @@ from torch.nn import functional
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import PagedKVCache
-from gptj_predictor.model.layer import GPTJLayer, LayerNorm, Weights
-from gptj_predictor.model.projections import make_projection
+from gptj_predictor.model.layer import GPTJLayer, Weights, norm_of
+from gptj_predictor.model.product_choice import CallTimer, ProductChoice
+from gptj_predictor.model.projections import MakeProjection, make_projection
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.step_inputs import StepInputs
 
@@ -52,6 +53,8 @@ class GPTJNetwork:
             beside them.
         attentions: How each device attends.
         weight_bytes: Bytes of all weights.
+        product_choices: How products are computed where that was chosen; see
+            :meth:`choose_products`.
     """
 
     def __init__(
@@ -61,17 +64,22 @@ class GPTJNetwork:
         placement: Placement,
         weights: Weights,
         attentions: dict[torch.device, Attention],
+        make: MakeProjection = make_projection,
     ) -> None:
+        """Take the weights as they are; ``make`` makes the projections of them."""
         self.config, self.dtype, self.placement = config, dtype, placement
         self.weights, self.attentions = weights, attentions
         self.weight_bytes = sum(w.numel() * w.dtype.itemsize for w in weights.values())
         self._embedding = weights["embedding.weight"]
-        self._layers = [GPTJLayer.of(config, weights, f"layers.{i}") for i in range(config.n_layer)]
-        self._norm = LayerNorm.of(config, weights, "norm")
+        self._layers = [
+            GPTJLayer.of(config, weights, f"layers.{i}", make) for i in range(config.n_layer)
+        ]
+        self._norm = norm_of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = make_projection(head, weights["head.bias"], weights.get("head.scale"))
+        self._head = make(head, weights["head.bias"], weights.get("head.scale"))
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
+        self.product_choices: tuple[ProductChoice, ...] | None = None
 
     @property
     def quantization(self) -> WeightQuantization:
@@ -117,4 +125,16 @@ class GPTJNetwork:
 
     def write_logits(self, hidden: torch.Tensor, out: torch.Tensor) -> None:
         """The same to ``out``, ``[N, vocabulary]`` of the network's dtype."""
-        self._head.write(self._norm(hidden), out)
+        self._head.write(hidden, out, self._norm)
+
+    @torch.inference_mode()
+    def choose_products(self, timer: CallTimer) -> tuple[ProductChoice, ...]:
+        """Choose how the products are computed that have a choice; see ``triton_linear.choice``.
+
+        It launches kernels of ours, which every device's attention has to be able to.
+        """
+        from gptj_predictor.model.triton_linear.choice import choose_products
+
+        choices = choose_products(self._layers, self._norm, self._head, timer)
+        self.product_choices = tuple(choices)
+        return self.product_choices

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
+from typing import Final
 
 import torch
 
 from gptj_predictor.model.linear import FloatProjection, Int8Projection, Projection
+
+#: Of weights that Triton kernels multiply.
+KERNEL_DTYPES: Final = (torch.int8, torch.float16, torch.bfloat16)
+
+#: Makes a projection of a weight, its bias and, if it is int8, its scales.
+MakeProjection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Projection]
 
 
 def make_projection(
@@ -14,12 +22,15 @@ def make_projection(
 ) -> Projection:
     """The projection for a weight, which has scales if it is int8.
 
-    On a GPU int8 weights are multiplied by Triton kernels, with activations as they are.
+    On a GPU Triton kernels can multiply int8 weights, with activations as they are, and 16-bit
+    ones. Which products they compute is chosen later, see :mod:`triton_linear.choice`.
     """
-    if scales is None:
-        return FloatProjection(weight, bias)
-    if weight.is_cuda and importlib.util.find_spec("triton") is not None:
+    if (
+        weight.is_cuda
+        and weight.dtype in KERNEL_DTYPES
+        and importlib.util.find_spec("triton") is not None
+    ):
         from gptj_predictor.model.triton_linear.projection import TritonProjection
 
         return TritonProjection(weight, bias, scales)
-    return Int8Projection(weight, scales, bias)
+    return FloatProjection(weight, bias) if scales is None else Int8Projection(weight, scales, bias)

@@ -1,9 +1,9 @@
 """Weights and activations as 8-bit integers.
 
-Weights have a scale per output: a value is its integer times the scale. Activations have a scale and
-a center per row: a value is its integer times the scale, plus the center. So a product of values is
-a product of integers, summed in 32 bits, but for two scales and the center times the sum of the
-weights (Jacob et al., Quantization and Training of Neural Networks for Efficient
+Weights have a scale per output: a value is its integer times the scale. Activations have a scale
+and a center per row: a value is its integer times the scale, plus the center. So a product of
+values is a product of integers, summed in 32 bits, but for two scales and the center times the sum
+of the weights (Jacob et al., Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
 """
 

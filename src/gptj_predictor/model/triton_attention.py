@@ -14,13 +14,15 @@ from gptj_predictor.model.triton.decode_attention import (
     decode_attention,
     splits_for,
 )
-from gptj_predictor.model.triton.norm import normalize_and_add
 from gptj_predictor.model.triton.rotary import rotate_store_activate
+from gptj_predictor.model.triton_linear.in_layer import activates, project_in, project_out
 from gptj_predictor.model.varlen_attention import VarlenPrefill
 
 
 class TritonAttention(Attention):
     """Five launches a layer for decoding: norm, product, rotary to GELU, attention, product.
+
+    Where kernels of ours compute the products, the norm is part of the first: four launches.
 
     Prefill goes through torch.
     """
@@ -51,19 +53,14 @@ class TritonAttention(Attention):
         step: StepInputs,
     ) -> torch.Tensor:
         """See :meth:`Attention.layer`; decoding reads ``step.page_tables``."""
-        norm = layer.norm
         with torch.cuda.device_of(residual):  # Triton launches on the current device
-            # The second product adds to the residual, where its bias already is.
-            normed = normalize_and_add(
-                residual, norm.weight, norm.bias, norm.epsilon, layer.project_out.bias
-            )
-            projected = layer.project_in(normed)
+            projected = project_in(layer, residual)
             self.prepare(layer, projected, rotations, cache, step)
             qkv = projected[:, : 3 * layer.hidden].unflatten(1, (3, layer.heads, -1))
             # The output takes the columns of the values, which are in the cache now: there it
             # lies beside the MLP's hidden values, as the second product wants it.
             self.attend(qkv, cache, step, out=qkv[:, 2])
-            return layer.project_out.accumulate(residual, projected[:, 2 * layer.hidden :])
+            return project_out(layer, residual, projected[:, 2 * layer.hidden :])
 
     def prepare(
         self,
@@ -76,7 +73,7 @@ class TritonAttention(Attention):
         """What lies between the first product ``[T, 3 H + I]``, changed in place, and attention."""
         rotate_store_activate(
             *(projected, rotations, step.positions, step.slot_mapping, *cache),
-            gelu=layer.activation == GELU,
+            gelu=layer.activation == GELU and not activates(layer, len(projected)),
         )
         if layer.activation != GELU:
             layer.activate(projected[:, 3 * layer.hidden :])

@@ -125,7 +125,8 @@ def attend_options(head_size: int, page_size: int, splits: int, value_bytes: int
         "head_size": head_size,
         "page_size": page_size,
         "block": min(fitting, _CONFIG.sizes["max_block_tokens"]),
-        "splits": splits,
+        # One variant for every number of splits: they are merged with the most of them in mind.
+        "max_splits": 1 if splits == 1 else _MAX_SPLITS,
         "scale": math.log2(math.e) / math.sqrt(head_size),  # GPUs compute powers of 2, not of e
         "stages": _CONFIG.num_stages,
         "num_warps": _CONFIG.num_warps,
@@ -153,7 +154,7 @@ def _attend(  # type: ignore[no-untyped-def]
     queries, keys, values, page_tables, lengths, out, parts, log_sums, arrivals,
     query_stride, query_head, page_stride, token_stride, table_stride, out_stride, out_head,
     head_size: tl.constexpr, page_size: tl.constexpr,
-    block: tl.constexpr, splits: tl.constexpr, scale: tl.constexpr, stages: tl.constexpr,
+    block: tl.constexpr, max_splits: tl.constexpr, scale: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """One split of one sequence for one head.
 
@@ -161,7 +162,7 @@ def _attend(  # type: ignore[no-untyped-def]
     meet once, at the end, and not in every step.
     """
     head = tl.program_id(0)
-    split = tl.program_id(1)
+    split, splits = tl.program_id(1), tl.num_programs(1)
     sequence = tl.program_id(2).to(tl.int64)
     length = tl.load(lengths + sequence).to(tl.int32)
     # An equal share in whole blocks. The last splits may get nothing, and do not take part.
@@ -170,8 +171,8 @@ def _attend(  # type: ignore[no-untyped-def]
     if first >= length:
         return
     column = tl.arange(0, head_size)
-    query = tl.load(queries + sequence * query_stride + head * query_head + column)
-    query = query.to(tl.float32) * scale
+    query_row = queries + sequence * query_stride + head * query_head
+    query = tl.load(query_row + column).to(tl.float32) * scale
     table = page_tables + sequence * table_stride
     maxima = tl.full((block,), -1e38, tl.float32)  # finite, as infinities' difference is NaN
     sums = tl.full((block,), 0.0, tl.float32)
@@ -200,7 +201,7 @@ def _attend(  # type: ignore[no-untyped-def]
     total = tl.sum(sums * fade, axis=0)
     part = tl.sum(mixed * fade[:, None], axis=0) / total
     target = out + sequence * out_stride + head * out_head + column
-    if splits == 1:
+    if max_splits == 1:
         tl.store(target, part.to(out.dtype.element_ty))
     else:
         filled = tl.cdiv(length, share)
@@ -214,19 +215,19 @@ def _attend(  # type: ignore[no-untyped-def]
         if arrived == filled - 1:
             tl.debug_barrier()
             tl.store(arrivals + row, 0)  # for the next launch
-            merged = _merge(parts, log_sums, row, filled, head_size, splits)
+            merged = _merge(parts, log_sums, row * splits, filled, head_size, max_splits)
             tl.store(target, merged.to(out.dtype.element_ty))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _merge(  # type: ignore[no-untyped-def]
-    parts, log_sums, row, filled, head_size: tl.constexpr, splits: tl.constexpr
+    parts, log_sums, first, filled, head_size: tl.constexpr, max_splits: tl.constexpr
 ):  # fmt: skip
     """All splits of one sequence for one head, read past the first cache, which others' lack."""
-    split = tl.arange(0, splits)
+    split = tl.arange(0, max_splits)
     column = tl.arange(0, head_size)
     known = split < filled
-    index = row * splits + split
+    index = first + split
     log_sum = tl.load(log_sums + index, mask=known, other=float("-inf"), cache_modifier=".cg")
     part = tl.load(
         parts + index[:, None] * head_size + column[None, :],

@@ -1,17 +1,18 @@
-"""How a product is cut into programs, and which ways to compute it there are: plain data.
+"""How a product is cut into programs, and which ways to compute it there are.
 
-No card has measured any of this yet. The cuts come from counting: instructions per weight in the
-machine code that Triton makes, and bytes on their way per multiprocessor.
+The sizes are data in :mod:`common.kernel_configs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
 import torch
+
+from gptj_predictor.common.dtypes import dtype_name
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS, MEASURED_PRODUCTS
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ class Cut:
         block_inputs: A power of two.
         num_warps: Groups of 32 threads of a program.
         num_stages: Blocks of inputs that are on their way at once.
-        max_registers: Of a thread. Without it ptxas may keep a few values in local memory, to have
-            more programs at once.
+        max_registers: Of a thread.
         splits: Programs that share a tile's inputs.
     """
 
@@ -78,6 +78,31 @@ class Cut:
     num_stages: int
     max_registers: int
     splits: int = 1
+
+    @classmethod
+    def of(cls, name: str) -> Cut:
+        """By its name in :data:`KERNEL_CONFIGS`, behind the kernel's."""
+        config = KERNEL_CONFIGS[f"_multiply {name}"]
+        return cls(
+            name.startswith("tensor cores"),
+            config.sizes["rows"],
+            config.sizes["outputs"],
+            config.sizes["inputs"],
+            config.num_warps,
+            config.num_stages or 1,
+            config.sizes["max_registers"],
+        )
+
+    def __str__(self) -> str:
+        """In a few words, for logs and records."""
+        how = "tensor cores" if self.tensor_cores else "one by one"
+        blocks = f"{self.block_rows} x {self.block_outputs} x {self.block_inputs}"
+        return f"kernel, {how}, {blocks}, {self.splits} splits"
+
+    @property
+    def may_split(self) -> bool:
+        """Whether it is for few rows, of which there may be fewer tiles than a GPU is busy with."""
+        return self.block_rows <= MAX_ROWS_INT8
 
     def tiles(self, shape: ProductShape) -> int:
         """How many tiles there are."""
@@ -108,36 +133,19 @@ MAX_ROWS_TILES: Final = 512
 #: that, which must stay little beside its weights.
 MAX_ROWS_NORM: Final = 8
 
-#: With tensor cores, by rows up to which they are good. 8 rows are the least that one instruction
-#: takes. Warps lie along the outputs, so that each weight is dequantized by one thread only, and in
-#: groups of 2 where 4 would make Hopper's larger instruction, for which Triton dequantizes worse.
-_FEW_ROWS: Final = (
-    (8, Cut(True, 8, 64, 128, num_warps=4, num_stages=4, max_registers=128)),
-    (16, Cut(True, 16, 64, 128, num_warps=2, num_stages=4, max_registers=255)),
-    (32, Cut(True, 32, 64, 64, num_warps=2, num_stages=4, max_registers=255)),
-)
-_TILES: Final = (
-    Cut(True, 64, 128, 64, num_warps=8, num_stages=3, max_registers=255),
-    Cut(True, 128, 128, 64, num_warps=8, num_stages=3, max_registers=255),
-)
-#: Without, by rows of a block. One stage: a thread keeps what it loads in registers.
-_ONE_BY_ONE: Final = MappingProxyType(
-    {
-        1: Cut(False, 1, 16, 256, num_warps=4, num_stages=1, max_registers=128),
-        2: Cut(False, 2, 8, 256, num_warps=4, num_stages=1, max_registers=168),
-        4: Cut(False, 4, 8, 256, num_warps=4, num_stages=1, max_registers=168),
-        8: Cut(False, 8, 8, 256, num_warps=4, num_stages=1, max_registers=255),
-    }
-)
+#: With tensor cores, by rows up to which they are good.
+_FEW_ROWS: Final = tuple((rows, Cut.of(f"tensor cores, {rows} rows")) for rows in (8, 16, 32))
+_TILES: Final = tuple(Cut.of(f"tensor cores, {rows} rows") for rows in (64, 128))
+#: Without, by rows of a block.
+_ONE_BY_ONE: Final = {
+    rows: Cut.of(f"one by one, {rows} {'row' if rows == 1 else 'rows'}") for rows in (1, 2, 4, 8)
+}
 #: Programs for each multiprocessor that splitting aims at; it doubles, so it makes less than twice
 #: as many.
 _PROGRAMS_PER_PROCESSOR: Final = 4
 _MAX_SPLITS: Final = 32
 #: Blocks of inputs that a split should have at least: to fill its stages.
 _MIN_BLOCKS: Final = 4
-
-#: What was measured, by the card's name and the product's shape with :func:`padded_rows`. None yet.
-MEASURED: Mapping[tuple[str, ProductShape], Way] = MappingProxyType({})
 
 #: Takes seconds for what computes the same product in one of its ways: the seam to the GPU's clock.
 Timer = Callable[[Way], float]
@@ -157,7 +165,8 @@ def split(cut: Cut, shape: ProductShape, processors: int) -> Cut:
     """The cut with as many splits as keep a GPU busy: a power of two, at most 32."""
     splits, blocks = 1, -(-shape.inputs // cut.block_inputs)
     while (
-        splits < _MAX_SPLITS
+        cut.may_split
+        and splits < _MAX_SPLITS
         and cut.tiles(shape) * splits < _PROGRAMS_PER_PROCESSOR * processors
         and blocks >= 2 * splits * _MIN_BLOCKS
     ):
@@ -191,7 +200,7 @@ def choose(
     shape: ProductShape,
     card: Card,
     timer: Timer | None,
-    measured: Mapping[tuple[str, ProductShape], Way] = MEASURED,
+    measured: Mapping[tuple[str, str, str, int, int, int], str] = MEASURED_PRODUCTS,
 ) -> Way:
     """How to compute a product.
 
@@ -202,8 +211,10 @@ def choose(
             ``None`` takes the first without a measurement.
         measured: What was measured before.
     """
-    if (card.name, shape) in measured:
-        return measured[card.name, shape]
+    dtypes = dtype_name(shape.dtype), dtype_name(shape.weight_dtype)
+    known = measured.get((card.name, *dtypes, shape.outputs, shape.inputs, shape.rows))
+    if known is not None:
+        return CUBLAS if known == "cuBLAS" else split(Cut.of(known), shape, card.processors)
     ways = candidates(shape, card)
     return ways[0] if timer is None or len(ways) == 1 else min(ways, key=timer)
 

@@ -1,23 +1,20 @@
-"""The Triton kernels of matrix products, and how they are launched. Importing it needs Triton.
-
-Kernels launch on the current CUDA device, which has to be the tensors' own.
-"""
+"""The Triton kernels of matrix products, launched on the current CUDA device, the tensors' own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped]
 import triton.language as tl  # type: ignore[import-untyped]
 
+from gptj_predictor.common.kernel_configs import KERNEL_CONFIGS
+from gptj_predictor.model.layer_norm import LayerNorm
 from gptj_predictor.model.triton_linear.cuts import Cut, ProductShape
 
 #: A multiplication and an addition in one instruction: the default until Triton 3.9, not after.
 _OPTIONS = {"enable_fp_fusion": True}
-#: Values of a row that a program of :func:`dequantize` works on.
-_DEQUANTIZE_BLOCK = 4096
+_DEQUANTIZE = KERNEL_CONFIGS["_dequantize"]
 #: Values of all rows of a tile whose mean and variance are summed at a time.
 _STATISTICS_BLOCK = 2048
 
@@ -35,20 +32,10 @@ class SplitScratch:
         self.sums = torch.empty(sums, dtype=torch.float32, device=device)
         self.arrivals = torch.zeros(tiles, dtype=torch.int32, device=device)
 
-
-@dataclass(frozen=True)
-class Norm:
-    """A layer norm over a product's inputs.
-
-    Attributes:
-        weight: ``[inputs]``.
-        bias: ``[inputs]``.
-        epsilon: Added to the variance.
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    epsilon: float
+    def holds(self, cut: Cut, shape: ProductShape) -> bool:
+        """Whether there is room for a product's splits."""
+        sums, tiles = cut.scratch_values(shape), cut.tiles(shape)
+        return self.sums.numel() >= sums and self.arrivals.numel() >= tiles
 
 
 def multiply(
@@ -59,7 +46,7 @@ def multiply(
     *,
     scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
-    norm: Norm | None = None,
+    norm: LayerNorm | None = None,
     gelu_from: int | None = None,
     residual: torch.Tensor | None = None,
     scratch: SplitScratch | None = None,
@@ -81,7 +68,7 @@ def multiply(
         gelu_from: The first output whose value goes through GELU, by its tanh approximation
             (Hendrycks and Gimpel, 2016); all later ones do too. ``None`` for no output.
         residual: ``[T, outputs]``, added at the end; may be ``out``.
-        scratch: With room for ``cut``, if that has splits.
+        scratch: With room for ``cut``, if that may be split.
 
     Raises:
         ValueError: shapes, dtypes or strides are others, or ``scratch`` is too small or missing.
@@ -95,21 +82,19 @@ def multiply(
     if not len(x):
         return
     tiles = cut.tiles(shape)
-    if cut.splits > 1 and (
-        scratch is None
-        or scratch.arrivals.numel() < tiles
-        or scratch.sums.numel() < cut.scratch_values(shape)
-    ):
+    if not cut.may_split:
+        scratch = None
+    elif scratch is None or (cut.splits > 1 and not scratch.holds(cut, shape)):
         raise ValueError(f"{cut.splits} splits of {tiles} tiles want a larger scratch")
     vectors = (norm.weight, norm.bias) if norm else (None, None)
-    sums, arrivals = (scratch.sums, scratch.arrivals) if scratch and cut.splits > 1 else (None,) * 2
+    sums, arrivals = (scratch.sums, scratch.arrivals) if scratch else (None, None)
     _multiply[(tiles, cut.splits)](
         *(x, weight, scale, bias, *vectors, residual, out, sums, arrivals),
         *(shape.rows, shape.outputs, shape.inputs),
         *(x.stride(0), residual.stride(0) if residual is not None else 0, out.stride(0)),
-        gelu_from or 0,
+        shape.outputs if gelu_from is None else gelu_from,
         norm.epsilon if norm else 0.0,
-        gelu=gelu_from is not None,
+        cut.splits,
         **launch_options(cut, shape),
     )
 
@@ -120,9 +105,7 @@ def launch_options(cut: Cut, shape: ProductShape) -> dict[str, Any]:
         "block_rows": cut.block_rows,
         "block_outputs": cut.block_outputs,
         "block_inputs": cut.block_inputs,
-        "splits": cut.splits,
         "tensor_cores": cut.tensor_cores,
-        "whole_outputs": shape.outputs % cut.block_outputs == 0,
         "whole_inputs": shape.inputs % cut.block_inputs == 0,
         "statistics_block": max(_STATISTICS_BLOCK // cut.block_rows, 64),
         "stages": cut.num_stages,
@@ -148,13 +131,13 @@ def dequantize(weight: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> 
     if weight.shape != out.shape or scale.shape != weight.shape[:1]:
         raise ValueError("weight and out must be [outputs, inputs], and scale [outputs]")
     outputs, inputs = weight.shape
-    grid = outputs, triton.cdiv(inputs, _DEQUANTIZE_BLOCK)
+    grid = outputs, triton.cdiv(inputs, _DEQUANTIZE.sizes["block"])
     _dequantize[grid](weight, scale, out, inputs, **dequantize_options())
 
 
 def dequantize_options() -> dict[str, Any]:
     """What :func:`dequantize`'s kernel is compiled for, beside dtypes: 16 values per thread."""
-    return {"block": _DEQUANTIZE_BLOCK, "num_warps": 8, **_OPTIONS}
+    return {"block": _DEQUANTIZE.sizes["block"], "num_warps": _DEQUANTIZE.num_warps, **_OPTIONS}
 
 
 def _check(
@@ -178,13 +161,16 @@ def _check(
         raise ValueError("each row of x, out and residual must be contiguous")
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# What differs between launches and changes nothing in a loop is no constant: each further variant
+# would have to be compiled, kept and loaded at a start.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize=["rows", "gelu_from", "splits"]
+)
 def _multiply(  # type: ignore[no-untyped-def]
     x, weight, scale, bias, norm_weight, norm_bias, residual, out, sums, arrivals,
-    rows, outputs, inputs, x_stride, residual_stride, out_stride, gelu_from, epsilon,
+    rows, outputs, inputs, x_stride, residual_stride, out_stride, gelu_from, epsilon, splits,
     block_rows: tl.constexpr, block_outputs: tl.constexpr, block_inputs: tl.constexpr,
-    splits: tl.constexpr, tensor_cores: tl.constexpr, gelu: tl.constexpr,
-    whole_outputs: tl.constexpr, whole_inputs: tl.constexpr,
+    tensor_cores: tl.constexpr, whole_inputs: tl.constexpr,
     statistics_block: tl.constexpr, stages: tl.constexpr,
 ):  # fmt: skip
     """One split of one tile. Programs side by side take the rows of the same weights."""
@@ -196,7 +182,8 @@ def _multiply(  # type: ignore[no-untyped-def]
     in_rows = row < rows
     in_outputs = output < outputs
     x_row = x + row * x_stride
-    weight_row = weight + output.to(tl.int64) * inputs
+    # Past the last output its weights are read again, and what comes of them is not stored.
+    weight_row = weight + tl.minimum(output, outputs - 1).to(tl.int64) * inputs
     if norm_weight is not None:
         mean, inverse = _statistics(x_row, in_rows, inputs, epsilon, block_rows, statistics_block)
     if tensor_cores:
@@ -210,13 +197,10 @@ def _multiply(  # type: ignore[no-untyped-def]
     # With a number of stages, the next blocks are on their way while one is worked on.
     for start in tl.range(first, last, block_inputs, num_stages=stages):
         column = start + tl.arange(0, block_inputs)
-        w = _block(weight_row, in_outputs, column, inputs, whole_outputs, whole_inputs)
-        a = _block(x_row, in_rows, column, inputs, False, whole_inputs)
+        w = _block(weight_row, None, column, inputs, whole_inputs)
+        a = _block(x_row, in_rows, column, inputs, whole_inputs)
         if norm_weight is not None:
-            gain = tl.load(norm_weight + column, mask=column < inputs, other=0.0).to(tl.float32)
-            shift = tl.load(norm_bias + column, mask=column < inputs, other=0.0).to(tl.float32)
-            normed = (a.to(tl.float32) - mean[:, None]) * inverse[:, None]
-            a = (normed * gain[None, :] + shift[None, :]).to(a.dtype)
+            a = _normed(a, mean, inverse, norm_weight, norm_bias, column, inputs)
         if tensor_cores:
             product = tl.dot(w.to(a.dtype), tl.trans(a), product)
         else:
@@ -224,13 +208,10 @@ def _multiply(  # type: ignore[no-untyped-def]
     if not tensor_cores:
         product = tl.sum(parts, axis=2)
     y = tl.trans(product)
-    if splits > 1:
-        area = sums + tile * (splits * block_rows * block_outputs)
-        if not _is_last(y, area, arrivals + tile, split, splits, block_rows, block_outputs):
-            return
-        y = _sum_of(area, splits, block_rows, block_outputs)
-    y = _after(y, scale, bias, output, in_outputs, gelu_from, gelu)
     inside = in_rows[:, None] & in_outputs[None, :]
+    if sums is not None:
+        y, inside = _meet(y, inside, sums, arrivals, tile, split, splits, block_rows, block_outputs)
+    y = _after(y, scale, bias, output, in_outputs, gelu_from)
     if residual is not None:
         place = residual + (row * residual_stride)[:, None] + output[None, :]
         y += tl.load(place, mask=inside, other=0.0).to(tl.float32)
@@ -238,39 +219,62 @@ def _multiply(  # type: ignore[no-untyped-def]
     tl.store(place, y.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
+def _normed(a, mean, inverse, weight, bias, column, columns):  # type: ignore[no-untyped-def]
+    """Some columns of the layer norm of rows, in their dtype."""
+    gain = tl.load(weight + column, mask=column < columns, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)
+    normed = (a.to(tl.float32) - mean[:, None]) * inverse[:, None]
+    return (normed * gain[None, :] + shift[None, :]).to(a.dtype)
+
+
+@triton.jit
 def _after(  # type: ignore[no-untyped-def]
-    y, scale, bias, output, in_outputs, gelu_from, gelu: tl.constexpr
+    y, scale, bias, output, in_outputs, gelu_from
 ):
     """What comes after the sums, but for the residual."""
     if scale is not None:
         y *= tl.load(scale + output, mask=in_outputs, other=0.0)[None, :]
     if bias is not None:
         y += tl.load(bias + output, mask=in_outputs, other=0.0).to(tl.float32)[None, :]
-    if gelu:
-        y = tl.where((output >= gelu_from)[None, :], _gelu(y), y)
-    return y
+    return tl.where((output >= gelu_from)[None, :], _gelu(y), y)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _block(  # type: ignore[no-untyped-def]
-    rows, in_rows, column, columns, whole_rows: tl.constexpr, whole_columns: tl.constexpr
-):
-    """Some columns of a matrix whose rows begin at ``rows``; 0 outside."""
+def _block(rows, in_rows, column, columns, whole_columns: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Some columns of a matrix whose rows begin at ``rows``; 0 outside of it and of ``in_rows``."""
     place = rows[:, None] + column[None, :]
-    if whole_rows and whole_columns:
-        values = tl.load(place)
-    elif whole_columns:
-        values = tl.load(place, mask=in_rows[:, None], other=0)
+    if whole_columns:
+        if in_rows is None:
+            values = tl.load(place)
+        else:
+            values = tl.load(place, mask=in_rows[:, None], other=0)
     else:
-        values = tl.load(place, mask=in_rows[:, None] & (column < columns)[None, :], other=0)
+        inside = (column < columns)[None, :]
+        if in_rows is not None:
+            inside = inside & in_rows[:, None]
+        values = tl.load(place, mask=inside, other=0)
     return values
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _meet(  # type: ignore[no-untyped-def]
+    y, inside, sums, arrivals, tile, split, splits,
+    block_rows: tl.constexpr, block_outputs: tl.constexpr,
+):  # fmt: skip
+    """All splits' sums and where they are wanted, for a tile's last split; nowhere for others."""
+    if splits > 1:
+        area = sums + tile * (splits * block_rows * block_outputs)
+        if _is_last(y, area, arrivals + tile, split, splits, block_rows, block_outputs):
+            y = _sum_of(area, splits, block_rows, block_outputs)
+        else:
+            inside = inside & (splits < 0)
+    return y, inside
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _is_last(  # type: ignore[no-untyped-def]
-    y, area, arrivals, split,
-    splits: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr,
+    y, area, arrivals, split, splits, block_rows: tl.constexpr, block_outputs: tl.constexpr,
 ):  # fmt: skip
     """Leave a split's sums in its tile's area; whether all others are there."""
     tl.store(area + _places(split, block_rows, block_outputs), y)
@@ -283,12 +287,16 @@ def _is_last(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _sum_of(  # type: ignore[no-untyped-def]
-    area, splits: tl.constexpr, block_rows: tl.constexpr, block_outputs: tl.constexpr
+    area, splits, block_rows: tl.constexpr, block_outputs: tl.constexpr
 ):
     """The splits' sums, added in their order, read past the cache that processors do not share."""
+    # So many reads are on their way at once: the registers have room for no more.
     y = tl.zeros((block_rows, block_outputs), tl.float32)
-    for split in tl.static_range(splits):
-        y += tl.load(area + _places(split, block_rows, block_outputs), cache_modifier=".cg")
+    at_once: tl.constexpr = 8 if block_rows <= 16 else 4
+    for first in range(0, splits, at_once):
+        for more in tl.static_range(at_once):
+            place = area + _places(first + more, block_rows, block_outputs)
+            y += tl.load(place, mask=first + more < splits, other=0.0, cache_modifier=".cg")
     return y
 
 
@@ -327,7 +335,10 @@ def _gelu(x):  # type: ignore[no-untyped-def]
     return x / (1.0 + tl.exp(-double_u))
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+# A part of the outputs begins between 16 bytes of scales, which are read one by one.
+@triton.jit(  # type: ignore[untyped-decorator]
+    do_not_specialize_on_alignment=["scale"]
+)
 def _dequantize(weight, scale, out, inputs, block: tl.constexpr):  # type: ignore[no-untyped-def]
     """A part of one output's weights."""
     output = tl.program_id(0)

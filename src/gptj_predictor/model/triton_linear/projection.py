@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
-from torch.nn import functional
 
+from gptj_predictor.model.layer_norm import LayerNorm
 from gptj_predictor.model.linear import Projection
 from gptj_predictor.model.triton_linear.cuts import (
     CUBLAS,
@@ -21,14 +20,11 @@ from gptj_predictor.model.triton_linear.cuts import (
     padded_rows,
     scratch_size,
 )
-from gptj_predictor.model.triton_linear.kernels import Norm, SplitScratch, dequantize, multiply
+from gptj_predictor.model.triton_linear.kernels import SplitScratch, dequantize, multiply
 
 #: Bytes of weights that are dequantized for cuBLAS at a time. Hopper's and later caches hold them
 #: until cuBLAS reads them. Not measured yet.
 _DEQUANTIZED_BYTES = 32 * 2**20
-
-#: Takes seconds for calls, one after the other, on the device: the seam to the GPU's clock.
-CallTimer = Callable[[list[Callable[[], object]]], float]
 
 
 class Workspace:
@@ -77,7 +73,7 @@ class TritonProjection(Projection):
         scale: torch.Tensor | None = None,
         shared: Workspace | None = None,
     ) -> None:
-        """Choose every way without a measurement; see :func:`measure`.
+        """Choose every way without a measurement; see :func:`choice.choose_products`.
 
         Args:
             weight: See the attributes.
@@ -92,13 +88,24 @@ class TritonProjection(Projection):
             raise ValueError(f"a weight of {weight.dtype} has a scale if, and only if, it is int8")
         self.weight, self.bias, self.scale = weight, bias, scale
         self._shared = shared or workspace(weight.device)
-        self._ways = {
-            shape.rows: choose(shape, self._shared.card, None) for shape in self._shapes()
-        }
+        self._ways = {shape.rows: choose(shape, self.card, None) for shape in self.shapes()}
+
+    @property
+    def card(self) -> Card:
+        """Where the weight lies."""
+        return self._shared.card
 
     def way(self, rows: int) -> Way:
         """How products of so many rows are computed."""
         return self._ways.get(padded_rows(rows), CUBLAS)
+
+    def choose(self, rows: int, way: Way) -> None:
+        """Compute products of so many rows, a power of two, in this way from now on."""
+        self._ways[rows] = way
+
+    def norms(self, rows: int) -> bool:
+        """Whether a kernel computes so many rows, and their layer norm in the same launch."""
+        return rows <= MAX_ROWS_NORM and self.way(rows) is not CUBLAS
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
@@ -112,15 +119,15 @@ class TritonProjection(Projection):
         """``residual + x W^T`` where the residual has the bias, in its memory."""
         return self.apply(x, residual=residual, add_bias=False)
 
-    def write(self, x: torch.Tensor, out: torch.Tensor) -> None:
-        """``x W^T + b`` to ``out``, ``[T, outputs]``."""
-        self.apply(x, out=out)
+    def write(self, x: torch.Tensor, out: torch.Tensor, norm: LayerNorm | None = None) -> None:
+        """See :meth:`Projection.write`."""
+        self.apply(x, out=out, norm=norm)
 
     def apply(
         self,
         x: torch.Tensor,
         *,
-        norm: Norm | None = None,
+        norm: LayerNorm | None = None,
         gelu_from: int | None = None,
         residual: torch.Tensor | None = None,
         add_bias: bool = True,
@@ -142,9 +149,8 @@ class TritonProjection(Projection):
         if out is None:
             out = x.new_empty(len(x), len(self.weight)) if residual is None else residual
         way = self.way(len(x))
-        if norm is not None and (way is CUBLAS or len(x) > MAX_ROWS_NORM):
-            x = functional.layer_norm(x, x.shape[1:], norm.weight, norm.bias, norm.epsilon)
-            norm = None
+        if norm is not None and not self.norms(len(x)):
+            x, norm = norm(x), None
         bias = self.bias if add_bias else None
         if way is CUBLAS:
             self._by_cublas(x, out, bias, gelu_from, residual)
@@ -206,65 +212,10 @@ class TritonProjection(Projection):
                 dequantize(self.weight[part], self.scale[part], memory)
             yield part, memory
 
-    def _shapes(self) -> Iterator[ProductShape]:
+    def shapes(self) -> Iterator[ProductShape]:
         """For every number of rows that there is a choice for."""
         outputs, inputs = self.weight.shape
         rows = 1
         while rows <= max_rows(self.weight.dtype):
             yield ProductShape(rows, outputs, inputs, self.bias.dtype, self.weight.dtype)
             rows *= 2
-
-
-def measure(projections: Iterable[TritonProjection], timer: CallTimer) -> None:
-    """Choose the ways of projections anew, by measurements of those that have the same shape.
-
-    Those of all layers are measured one after the other, as a step computes them, so that no cache
-    holds what a step would have to read.
-
-    Args:
-        projections: All of one device.
-        timer: Measures.
-    """
-    alike: dict[tuple[object, ...], list[TritonProjection]] = defaultdict(list)
-    for projection in projections:
-        alike[*projection.weight.shape, projection.weight.dtype].append(projection)
-    for group in alike.values():
-        for shape in group[0]._shapes():
-            x = group[0].bias.new_zeros(shape.rows, shape.inputs)
-
-            def seconds(
-                way: Way, group: list[TritonProjection] = group, x: torch.Tensor = x
-            ) -> float:
-                for projection in group:
-                    projection._ways[len(x)] = way
-                return timer([partial(projection, x) for projection in group])
-
-            way = choose(shape, group[0]._shared.card, seconds)
-            for projection in group:
-                projection._ways[shape.rows] = way
-
-
-def seconds_on_gpu(calls: list[Callable[[], object]]) -> float:
-    """The least time of three that a GPU takes for calls, replayed from a graph.
-
-    Launched one by one, short kernels would wait for Python.
-    """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        calls[0]()  # Triton compiles, and cuBLAS takes its memory
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    milliseconds = []
-    for _ in range(3):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        milliseconds.append(begin.elapsed_time(end))
-    return min(milliseconds) / 1e3
