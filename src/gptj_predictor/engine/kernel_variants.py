@@ -193,8 +193,11 @@ def attention_launches(shape: KernelShape) -> Iterator[Launch]:
     scratch = DecodeScratch(_TOKENS * shape.config.n_head * 32, shape.head_size, _NOWHERE)
     splits = 1
     while splits <= KERNEL_CONFIGS["_attend"].sizes["max_splits"]:
+        keys, cached = shape.cache()
         tables = inputs.page_tables, inputs.lengths
-        yield partial(decode_attention, queries, *shape.cache(), *tables, values, splits, scratch)
+        yield partial(
+            decode_attention, queries, keys, cached, *tables, values, splits=splits, scratch=scratch
+        )
         splits *= 2
 
 

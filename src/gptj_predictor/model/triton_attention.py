@@ -96,7 +96,8 @@ class TritonAttention(Attention):
                 # One for all layers, as the device runs them one after the other.
                 self._scratch = DecodeScratch.enough_for(self._processors, head_size, qkv.device)
             decode_attention(
-                *(queries, *cache, step.page_tables, step.context_lengths, out[:decodes]),
+                *(queries, cache.keys, cache.values),
+                *(step.page_tables, step.context_lengths, out[:decodes]),
                 splits_for(decodes, heads, self._processors),
                 self._scratch,
             )
