@@ -127,25 +127,25 @@ class Int8Projection(Projection):
         self._weight, self._scales, self.bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
         inputs = weight.shape[0 if weight.is_mkldnn else 1]  # packed ones say it in this order
-        sums = self._multiply(torch.ones(1, inputs, dtype=torch.int8, device=scales.device))
-        self._sums_and_bias = torch.cat([sums, self.bias[None]])
+        ones = torch.ones(1, inputs, dtype=torch.int8, device=scales.device)
+        [self._sums] = self._multiply(ones)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`."""
-        return self._product(x, self._sums_and_bias).to(x.dtype)
+        return self._product(x).add_(self.bias).to(x.dtype)
 
     def add_to(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.add_to`."""
-        return residual.add_(self._product(x, self._sums_and_bias))
+        return residual.add_(self._product(x).add_(self.bias))
 
     def accumulate(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.accumulate`."""
-        return residual.add_(self._product(x, self._sums_and_bias[:1]))
+        return residual.add_(self._product(x))
 
-    def _product(self, x: torch.Tensor, addends: torch.Tensor) -> torch.Tensor:
-        """In fp32."""
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        """``x W^T`` in fp32."""
         rows = quantize_rows(x)
-        return rows.combine(self._multiply(rows.values), addends)
+        return rows.combine(self._multiply(rows.values), self._sums)
 
     def _multiply(self, values: torch.Tensor) -> torch.Tensor:
         """Of int8 values with the weights that are held; in fp32."""

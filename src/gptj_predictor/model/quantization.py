@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
-from torch.nn import functional
 
 #: How the weights of products are held: in the network's dtype, or as int8 with scales.
 WeightQuantization = Literal["none", "int8"]
@@ -90,21 +89,20 @@ class QuantizedRows(NamedTuple):
     centers: torch.Tensor
     fine: torch.Tensor | None
 
-    def combine(self, product: torch.Tensor, addends: torch.Tensor) -> torch.Tensor:
+    def combine(self, product: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         """The product ``[T, outputs]`` of the rows, fp32.
 
         Args:
             product: ``[T + S, outputs]`` fp32, of ``values``. Its memory is used.
-            addends: ``[1, outputs]`` fp32, the sum of the weights of each output; ``[2, outputs]``
-                with what is to be added to every row, such as a bias.
+            sums: ``[outputs]`` fp32, of the weights of each output.
         """
         coarse, fine = product.split([len(self.scales), len(product) - len(self.scales)])
         if self.fine is None:
             coarse.add_(fine, alpha=1 / FINE_STEPS)
         elif len(fine):
             coarse.index_add_(0, self.fine, fine, alpha=1 / FINE_STEPS)
-        factors = functional.pad(self.centers, (0, len(addends) - 1), value=1.0)
-        return coarse.mul_(self.scales).addmm_(factors, addends)
+        # An outer product by addmm_ takes twice as long as by addcmul_.
+        return coarse.mul_(self.scales).addcmul_(self.centers, sums)
 
 
 def quantize_rows(x: torch.Tensor) -> QuantizedRows:
