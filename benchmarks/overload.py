@@ -193,7 +193,7 @@ async def capacity(generator: Generator, arguments: argparse.Namespace) -> float
     best = 0.0
     for concurrency in arguments.concurrency:
         goodput = await generator.closed(concurrency, arguments.capacity_seconds)
-        print(f"{concurrency} clients that wait: {goodput:.1f} answers/s", flush=True)
+        print(f"{concurrency} clients that wait: {goodput:.2f} answers/s", flush=True)
         best = max(best, goodput)
     return best
 
@@ -213,8 +213,8 @@ async def measure(port: int, requests: list[bytes], arguments: argparse.Namespac
     share = goodput / statistics.mean([before, after])
     refused_p99, health_p99 = percentile(outcome.refused_seconds, 0.99), percentile(health, 0.99)
     print(
-        f"offered {rate:.0f}/s for {arguments.seconds:g} s: goodput {goodput:.1f}/s, "
-        f"{share:.1%} of the capacity, which was {before:.1f}/s before and {after:.1f}/s after\n"
+        f"offered {rate:.0f}/s for {arguments.seconds:g} s: goodput {goodput:.2f}/s, "
+        f"{share:.1%} of the capacity, which was {before:.2f}/s before and {after:.2f}/s after\n"
         f"good answers: p50 {percentile(outcome.good_seconds, 0.5):.0f} ms, "
         f"p99 {percentile(outcome.good_seconds, 0.99):.0f} ms; "
         f"late or cut short: {outcome.late}\n"
