@@ -27,7 +27,7 @@ FINE_STEPS = 2 * MAX_INT8
 #: Half of the widest range of a row that 8 bits are enough for, in units of its root mean square.
 #: Of 600 texts of the demo, 2.0 of 100 more than with bfloat16 differ from fp32's with 4, 2.7 with
 #: 4.75, 4.2 with 5; a random model's error is 4.04, 4.43 and 4.53 times that of bfloat16
-#: (``benchmarks/int8_accuracy.py``). Of what comes from a GELU, two thirds of the rows are below it.
+#: (``benchmarks/int8_accuracy.py``). Most rows that come from a GELU are below it.
 FINE_RANGE = 4.75
 
 #: Values of a weight that are worked on at once, so that they stay in a processor's cache.
