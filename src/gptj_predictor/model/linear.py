@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from gptj_predictor.common.threads import alone
 from gptj_predictor.model.int8_packing import Int8Packer
 from gptj_predictor.model.layer_norm import LayerNorm
 from gptj_predictor.model.quantization import quantize_rows
@@ -49,7 +50,9 @@ def can_multiply_int8() -> bool:
     weight = torch.full((64, 64), 127, dtype=torch.int8)
     values = torch.full((1, 64), 127, dtype=torch.int8)
     ones = torch.ones(64)
-    product = _multiply_packed(values, Int8Packer().pack(weight), ones, ones.int().zero_())
+    zeros = ones.int().zero_()
+    # Who asks may stay, and is to have no workers.
+    product = alone(lambda: _multiply_packed(values, Int8Packer().pack(weight), ones, zeros))
     return bool((product == 64 * 127 * 127).all())
 
 
