@@ -244,4 +244,4 @@ def test_metrics_cost() -> None:
     printed = run("metrics_cost.py", "--calls", 10)
     assert len(re.findall(rf"a step with batch \d+: {FIGURE} us", printed)) == 3
     assert re.search(rf"a refused request: {FIGURE} us, {FIGURE} us with the counts", printed)
-    assert re.search(rf"a scrape: {FIGURE} ms, where a probe takes {FIGURE} ms", printed)
+    assert re.search(rf"a scrape: -?{FIGURE} ms, where a probe takes {FIGURE} ms", printed)
