@@ -70,15 +70,7 @@ def test_a_row_that_is_not_finite_harms_no_other() -> None:
 
 
 def test_groups_hold_what_fits() -> None:
-    contexts = [[(0, length)] for length in (3, 3, 3, 9, 1, 30, 2)]
-    groups = list(cast_attention._make_groups(contexts, limit=12))
+    rows = list(cast_attention._cut([3, 3, 3, 9, 1, 30, 2], limit=12))
     # Three of 3 and one of 9 would be 36 with their padding; one context is taken whatever it is.
-    assert [(group.begin, group.end) for group in groups] == [
-        (0, 3),
-        (3, 4),
-        (4, 5),
-        (5, 6),
-        (6, 7),
-    ]
-    assert [group.tokens for group in groups] == [3, 9, 1, 30, 2]
-    assert list(cast_attention._make_groups([], limit=12)) == []
+    assert rows == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6), slice(6, 7)]
+    assert list(cast_attention._cut([], limit=12)) == []

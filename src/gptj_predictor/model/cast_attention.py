@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -21,22 +22,23 @@ class _Group:
     """Neighboring decode rows that are attended to in one call.
 
     Attributes:
-        begin: The first one's index.
-        contexts: Each one's, as extents.
-        tokens: Of the longest context.
+        rows: Which ones.
+        extents: Where their contexts lie in the cache, one behind the other.
+        copies: Where each extent is copied to, ``[2, count, heads, head_size]`` fp32.
+        padding: What lies behind a context's end, likewise.
+        keys: All of the copies, ``[rows, heads, tokens, head_size]``.
+        values: Likewise.
         mask: ``[rows, 1, 1, tokens]`` fp32, minus infinity behind a context's end; ``None`` if all
             are of the same length.
     """
 
-    begin: int
-    contexts: list[list[Extent]]
-    tokens: int
+    rows: slice
+    extents: list[Extent]
+    copies: list[torch.Tensor]
+    padding: list[torch.Tensor]
+    keys: torch.Tensor
+    values: torch.Tensor
     mask: torch.Tensor | None
-
-    @property
-    def end(self) -> int:
-        """The index behind the last one."""
-        return self.begin + len(self.contexts)
 
 
 class CastDecode:
@@ -59,53 +61,66 @@ class CastDecode:
             out: ``[D, heads, head_size]`` to write to; it may be what the cache's newest values
                 were copied from.
         """
-        token_values = cache.keys[0, 0].numel()
-        if step is not self._step:
-            limit = max(1, _GROUP_BYTES // (2 * token_values * torch.float32.itemsize))
-            self._step, self._groups = step, list(_make_groups(step.contexts, limit))
-        cast = queries.float()[:, :, None]
         slots = cache.both.flatten(1, 2)
+        if step is not self._step:
+            self._step, self._groups = step, self._make_groups(step.contexts, *slots.shape[2:])
+        cast = queries.float()[:, :, None]
         for group in self._groups:
-            keys, values = self._copy(slots, group).transpose(2, 3)
-            attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                cast[group.begin : group.end], keys, values, attn_mask=group.mask
+            # One operation, so that only one is looked up.
+            torch._foreach_copy_(group.copies, [slots[:, at : at + n] for at, n in group.extents])
+            if group.padding:
+                torch._foreach_zero_(group.padding)  # what lay here may not be finite
+            attended, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
+                cast[group.rows], group.keys, group.values, attn_mask=group.mask
             )
-            out[group.begin : group.end] = attended[:, :, 0]
+            out[group.rows] = attended[:, :, 0]
 
-    def _copy(self, slots: torch.Tensor, group: _Group) -> torch.Tensor:
-        """``[2, rows, tokens, heads, head_size]`` fp32, with zeros behind a context's end."""
-        shape = (2, len(group.contexts), group.tokens, *slots.shape[2:])
-        size = torch.Size(shape).numel()
+    def _make_groups(
+        self, contexts: list[list[Extent]], heads: int, head_size: int
+    ) -> list[_Group]:
+        """Cut a batch into groups of at most ``_GROUP_BYTES``, padding included, or one context."""
+        token_values = 2 * heads * head_size
+        lengths = [sum(count for _, count in extents) for extents in contexts]
+        cuts = list(_cut(lengths, max(1, _GROUP_BYTES // (token_values * torch.float32.itemsize))))
+        size = token_values * max((len(lengths[r]) * max(lengths[r]) for r in cuts), default=0)
         if self._memory.numel() < size:
             self._memory = torch.empty(2 * size)  # with room to grow
-        copy = self._memory[:size].view(shape)
-        for place, extents in zip(copy.unbind(1), group.contexts, strict=True):
-            end = 0
-            for at, count in extents:
-                place[:, end : end + count] = slots[:, at : at + count]
-                end += count
-            if end < group.tokens:
-                place[:, end:] = 0  # what lay here may not be finite
-        return copy
+        return [
+            _make_group(rows, contexts[rows], lengths[rows], (heads, head_size), self._memory)
+            for rows in cuts
+        ]
 
 
-def _make_groups(contexts: list[list[Extent]], limit: int) -> Iterator[_Group]:
-    """Cut a batch into groups of at most ``limit`` tokens, padding included, or one context."""
-    lengths = [sum(count for _, count in extents) for extents in contexts]
+def _cut(lengths: list[int], limit: int) -> Iterator[slice]:
     begin = longest = 0
     for row, length in enumerate(lengths):
         longest = max(longest, length)
         if row > begin and longest * (row + 1 - begin) > limit:
-            yield _make_group(begin, contexts[begin:row], lengths[begin:row])
+            yield slice(begin, row)
             begin, longest = row, length
     if lengths:
-        yield _make_group(begin, contexts[begin:], lengths[begin:])
+        yield slice(begin, len(lengths))
 
 
-def _make_group(begin: int, contexts: list[list[Extent]], lengths: list[int]) -> _Group:
+def _make_group(
+    rows: slice,
+    contexts: list[list[Extent]],
+    lengths: list[int],
+    heads: tuple[int, int],
+    memory: torch.Tensor,
+) -> _Group:
     tokens = max(lengths)
+    shape = (2, len(contexts), tokens, *heads)
+    copy = memory[: math.prod(shape)].view(shape)
+    copies, padding = [], []
+    for place, extents, length in zip(copy.unbind(1), contexts, lengths, strict=True):
+        copies += place[:, :length].split([count for _, count in extents], 1)
+        if length < tokens:
+            padding.append(place[:, length:])
     mask = None
-    if min(lengths) < tokens:
+    if padding:
         beyond = torch.arange(tokens) >= torch.tensor(lengths)[:, None, None, None]
         mask = torch.zeros(beyond.shape).masked_fill_(beyond, float("-inf"))
-    return _Group(begin, contexts, tokens, mask)
+    extents = [extent for context in contexts for extent in context]
+    keys, values = copy.transpose(2, 3)
+    return _Group(rows, extents, copies, padding, keys, values, mask)

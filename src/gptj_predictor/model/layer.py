@@ -94,7 +94,7 @@ def _activation(name: str) -> Callable[[torch.Tensor], object]:
         KeyError: transformers does not know the name.
     """
     if name == GELU:
-        return lambda x: torch.ops.aten.gelu_(x, approximate="tanh")
+        return lambda x: torch.ops.aten.gelu_.default(x, approximate="tanh")
     # It imports torch._dynamo, which takes as long as torch itself.
     from transformers.activations import ACT2FN
 

@@ -1,10 +1,10 @@
 """Weights and activations as 8-bit integers.
 
 Weights have a scale per output: a value is its integer times the scale. Activations have a scale
-and a center per row: a value is its integer times the scale, plus the center. So a product of
-values is a product of integers, summed in 32 bits, but for two scales and the center times the sum
-of the weights (Jacob et al., Quantization and Training of Neural Networks for Efficient
-Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
+and an offset per row: a value is its integer, from 0 to 255, times the scale, plus the offset. So a
+product of values is a product of integers, summed in 32 bits, but for two scales and the offset
+times the sum of the weights (Jacob et al., Quantization and Training of Neural Networks for
+Efficient Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
 """
 
 from __future__ import annotations
@@ -73,21 +73,20 @@ def _blocks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
 class QuantizedRows(NamedTuple):
     """T rows of activations as integers.
 
-    Row t is ``values[t] * scales[t] + centers[t]``; of those S that ``fine`` names, the s-th is
-    more closely ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]] +
-    centers[fine[s]]``.
+    Row t is ``values[t] * scales[t] + offsets[t]``; of those S that ``fine`` names, the s-th is
+    ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]] + offsets[fine[s]]``.
 
     Attributes:
-        values: ``[T + S, inputs]`` int8.
+        values: ``[T + S, inputs]`` uint8.
         scales: ``[T, 1]`` fp32.
-        centers: ``[T, 1]`` fp32.
-        fine: ``[S]`` int64, rising; ``None`` if it is all T.
+        offsets: ``[T, 1]`` fp32.
+        fine: ``[S]`` int64, rising; ``None`` if it is all T or none.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
-    centers: torch.Tensor
-    fine: torch.Tensor | None
+    offsets: torch.Tensor
+    fine: torch.Tensor | None = None
 
     def combine(self, product: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
         """The product ``[T, outputs]`` of the rows, fp32.
@@ -96,41 +95,52 @@ class QuantizedRows(NamedTuple):
             product: ``[T + S, outputs]`` fp32, of ``values``. Its memory is used.
             sums: ``[outputs]`` fp32, of the weights of each output.
         """
-        coarse, fine = product.split([len(self.scales), len(product) - len(self.scales)])
-        if self.fine is None:
-            coarse.add_(fine, alpha=1 / FINE_STEPS)
-        elif len(fine):
-            coarse.index_add_(0, self.fine, fine, alpha=1 / FINE_STEPS)
+        coarse = product
+        if len(product) > len(self.scales):
+            coarse, fine = product.tensor_split([len(self.scales)])
+            if self.fine is None:
+                coarse.add_(fine, alpha=1 / FINE_STEPS)
+            else:
+                coarse.index_add_(0, self.fine, fine, alpha=1 / FINE_STEPS)
         # An outer product by addmm_ takes twice as long as by addcmul_.
-        return coarse.mul_(self.scales).addcmul_(self.centers, sums)
+        return coarse.mul_(self.scales).addcmul_(self.offsets, sums)
 
 
 def quantize_rows(x: torch.Tensor) -> QuantizedRows:
     """Round activations to integers, each row by itself, so that none depends on its neighbors.
 
-    A row's smallest value becomes -128 and its largest 127, as what comes from a GELU has no
-    negative values to speak of. In models of billions of parameters a few features are tens of
-    times larger than the rest (Dettmers et al., LLM.int8(), 2022), which 8 bits would then say
-    little of. So a row whose range is wide beside its root mean square, see :data:`FINE_RANGE`,
-    gets a second row of integers for what the first one rounds off.
+    A row's smallest value becomes 0 and its largest 255, as what comes from a GELU has no negative
+    values to speak of. In models of billions of parameters a few features are tens of times larger
+    than the rest (Dettmers et al., LLM.int8(), 2022), which 8 bits would then say little of. So a
+    row whose range is wide beside its root mean square, see :data:`FINE_RANGE`, gets a second row
+    of integers for what the first one rounds off.
 
     Args:
-        x: ``[T, inputs]``.
+        x: ``[T, inputs]``. If it is fp32, its memory is used.
     """
-    exact = x.to(torch.float32, copy=True)
+    exact = x.float()
     lowest, highest = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
     ranges = highest.sub_(lowest)
     sizes = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
     limit = 2 * FINE_RANGE / math.sqrt(x.shape[1])
     # The floor keeps a row of equal values from a division by zero.
     scales = ranges.div(255).clamp_min_(1e-30)
-    centers = lowest.add_(scales, alpha=128)
-    exact.sub_(centers).div_(scales)
-    coarse = exact.round()
-    [fine] = (ranges > sizes.mul_(limit))[:, 0].nonzero(as_tuple=True)
+    exact.sub_(lowest.add(scales, alpha=128)).div_(scales)
+    fine = (ranges > sizes.mul_(limit)).nonzero()
     if not len(fine):
-        return QuantizedRows(coarse.to(torch.int8), scales, centers, fine)
-    is_all = len(fine) == len(x)
+        return QuantizedRows(_as_unsigned(exact.round_()), scales, lowest)
+    coarse, fine, is_all = exact.round(), fine[:, 0], len(fine) == len(x)
     rest = exact.sub_(coarse) if is_all else exact[fine].sub_(coarse[fine])
-    values = torch.cat([coarse.to(torch.int8), rest.mul_(FINE_STEPS).round_().to(torch.int8)])
-    return QuantizedRows(values, scales, centers, None if is_all else fine)
+    values = torch.cat([_as_unsigned(coarse), _as_unsigned(rest.mul_(FINE_STEPS).round_())])
+    # 0 stands for half a step less than what the first row says.
+    half = 128 / FINE_STEPS
+    if is_all:
+        return QuantizedRows(values, scales, lowest.sub_(scales, alpha=half))
+    lowest.index_add_(0, fine, scales[fine], alpha=-half)
+    return QuantizedRows(values, scales, lowest, fine)
+
+
+def _as_unsigned(values: torch.Tensor) -> torch.Tensor:
+    """Whole numbers from -128 to 127 as 0 to 255."""
+    # Conversions to uint8 take three times as long.
+    return values.to(torch.int8).view(torch.uint8).bitwise_xor_(128)

@@ -56,28 +56,16 @@ class TorchAttention(Attention):
         """See :meth:`Attention.layer`; decoding reads ``step.contexts``."""
         hidden = layer.hidden
         projected = layer.project_in(layer.norm(residual))
-        qkv = projected[:, : 3 * hidden].unflatten(1, (3, layer.heads, -1))
-        self.store(qkv, rotations, cache, step)
+        attending = projected[:, : 3 * hidden].unflatten(1, (3, layer.heads, -1))
+        rotate(attending[:, :2], rotations)
+        qkv = attending.to(residual.dtype)
+        cache.both.flatten(1, 2).index_copy_(1, step.slot_mapping, qkv[:, 1:].transpose(0, 1))
         # The output takes the columns of the values, which are in the cache now: there it lies
         # beside the MLP's hidden values, as the second product wants it.
-        self.attend(qkv, cache, step, out=qkv[:, 2])
+        self.attend(qkv, cache, step, out=attending[:, 2])
         mixed = projected[:, 2 * hidden :]
         layer.activate(mixed[:, hidden:])
         return layer.project_out.add_to(residual, mixed)
-
-    def store(
-        self, qkv: torch.Tensor, rotations: torch.Tensor, cache: LayerCache, step: StepInputs
-    ) -> None:
-        """Rotate new queries and keys in place; write the keys and values to the cache.
-
-        Args:
-            qkv: ``[T, 3, heads, head_size]`` queries, keys and values.
-            rotations: ``[T, rotary_dim / 2]`` complex, :func:`rotary_table` at T positions.
-            cache: One layer's.
-            step: Where each of the T tokens goes.
-        """
-        rotate(qkv[:, :2], rotations)
-        cache.both.flatten(1, 2)[:, step.slot_mapping] = qkv[:, 1:].transpose(0, 1)
 
     def attend(
         self, qkv: torch.Tensor, cache: LayerCache, step: StepInputs, *, out: torch.Tensor
@@ -85,8 +73,8 @@ class TorchAttention(Attention):
         """Attend causally: every new token to its own sequence, itself included.
 
         Args:
-            qkv: ``[T, 3, heads, head_size]`` as :meth:`store` left them.
-            cache: The same layer's, with this step's keys and values in it.
+            qkv: ``[T, 3, heads, head_size]``, rotated.
+            cache: One layer's, with this step's keys and values in it.
             step: Which slots of the cache belong to which of the T tokens.
             out: ``[T, heads, head_size]`` to write to. It may be the values' own memory,
                 ``qkv[:, 2]``: a sequence's values are read before its output is written.
@@ -119,9 +107,12 @@ def rotate(heads: torch.Tensor, rotations: torch.Tensor) -> None:
     ``heads`` are ``[T, ..., head_size]``, ``rotations`` ``[T, rotary_dim / 2]`` complex.
     """
     part = heads[..., : 2 * rotations.shape[-1]]
-    pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)).contiguous())
     rotations = rotations.view(-1, *[1] * (heads.dim() - 2), rotations.shape[-1])
-    part.copy_(torch.view_as_real(pairs * rotations).flatten(-2))
+    if heads.dtype is torch.float32 and not any(step % 2 for step in part.stride()[:-1]):
+        torch.view_as_complex(part.unflatten(-1, (-1, 2))).mul_(rotations)
+    else:
+        pairs = torch.view_as_complex(part.float().unflatten(-1, (-1, 2)).contiguous())
+        part.copy_(torch.view_as_real(pairs * rotations).flatten(-2))
 
 
 def attend_prefills(
@@ -186,7 +177,7 @@ def _slow_dtypes() -> set[torch.dtype]:
 def _merge_pieces(queries: torch.Tensor, pieces: list[Piece], *, causal: bool) -> torch.Tensor:
     """Attend to every piece alone; ``[1, heads, Q, head_size]`` in and out."""
     partial = [
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default(
             queries, keys, values, is_causal=causal and number == len(pieces) - 1
         )
         for number, (keys, values) in enumerate(pieces)
