@@ -3,9 +3,9 @@
     python tools/kernel_store.py [--architectures 80 90] [--dtypes bf16] [--quantizations none]
                                  [--output FOLDER]
 
-No GPU and no driver is needed; gcc is, for the module through which Triton talks to the driver. The
-image's build runs it; gptj_predictor/model/kernel_store.py finds what it makes. Cards before sm_80
-get no kernels for bfloat16.
+No GPU and no driver is needed; gcc is, for the modules through which Triton talks to the driver.
+The image's build runs it; gptj_predictor/model/kernel_store.py finds what it makes. Cards before
+sm_80 get no kernels for bfloat16.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped]
@@ -38,6 +40,9 @@ from gptj_predictor.model.quantization import WeightQuantization
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 QUANTIZATIONS: tuple[WeightQuantization, ...] = ("none", "int8")
+#: A module's key has Python's name for the machine in it, which has this part where the program
+#: ``file`` is installed and where it is not. Modules are stored under both.
+LINKAGES = ("", "ELF")
 
 
 def main() -> None:
@@ -53,15 +58,18 @@ def main() -> None:
     started = time.perf_counter()
     shutil.rmtree(arguments.output, ignore_errors=True)
     arguments.output.mkdir(parents=True)
-    store_driver_module(arguments.output)
-    work = partial(
-        store_kernels,
-        folder=arguments.output,
-        dtypes=arguments.dtypes,
-        quantizations=arguments.quantizations,
-    )
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        counts = list(pool.map(work, arguments.architectures))
+    with TemporaryDirectory() as names:
+        make_driver_names(Path(names))
+        store_driver_module(arguments.output, names)
+        work = partial(
+            store_kernels,
+            folder=arguments.output,
+            names=names,
+            dtypes=arguments.dtypes,
+            quantizations=arguments.quantizations,
+        )
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            counts = list(pool.map(work, arguments.architectures))
     for leftover in arguments.output.rglob("*.source"):
         leftover.unlink()
     write_digests(arguments.output)
@@ -76,13 +84,25 @@ def store_kernels(
     architecture: int,
     *,
     folder: Path,
+    names: str,
     dtypes: list[str],
     quantizations: list[WeightQuantization],
 ) -> int:
-    """Compile for one card; how many variants there are."""
+    """Compile for one card; how many variants there are.
+
+    Args:
+        architecture: The card's compute capability without the point.
+        folder: The store.
+        names: The folder of :func:`make_driver_names`.
+        dtypes: Of activations and KV cache.
+        quantizations: Of the weights of products.
+    """
     triton.knobs.cache.dir = str(folder)
     triton.knobs.compilation.store_binary_only = True  # the machine code, none of the steps to it
-    pretend_card(architecture)
+    triton.knobs.nvidia.libcuda_path = names
+    # Before Triton 3.7 every kernel is launched by a C module of its own.
+    has_modules = hasattr(nvidia, "make_launcher")
+    pretend_card(architecture, store_launcher if has_modules else None)
     computes_in = [DTYPES[name] for name in dtypes if name != "bf16" or architecture >= 80]
     shapes = [
         KernelShape(NetworkConfig(), dtype, architecture, quantization)
@@ -92,44 +112,50 @@ def store_kernels(
     return sum(len(compile_launches(launches(shape))) for shape in shapes)
 
 
-def store_driver_module(folder: Path) -> None:
-    """Compile what Triton compiles at its first launch, under the key that it looks for.
-
-    It is linked against a library that has the driver's names and no driver, and it is not loaded
-    here: without a driver it could not be. The key has Python's name for the machine in it, which
-    is another one where the program ``file`` is installed; so it is stored under both.
-    """
-    source = (Path(nvidia.dirname) / "driver.c").read_text()
+def store_driver_module(folder: Path, names: str) -> None:
+    """Compile what Triton compiles at its first launch, under the keys that it looks for."""
     triton.knobs.cache.dir = str(folder)
-    with TemporaryDirectory() as names:
-        make_driver_names(source, Path(names))
-        for linkage in ("", "ELF"):
-            with _building_for(linkage):
-                build.compile_module_from_src(
-                    src=source,
-                    name="cuda_utils",
-                    library_dirs=[names],
-                    include_dirs=nvidia.include_dirs,
-                    libraries=nvidia.libraries,
-                )
+    for linkage in LINKAGES:
+        with _building_for(linkage):
+            build.compile_module_from_src(
+                src=_driver_source(),
+                name="cuda_utils",
+                library_dirs=[names],
+                include_dirs=nvidia.include_dirs,
+                libraries=nvidia.libraries,
+            )
 
 
-def make_driver_names(source: str, folder: Path) -> None:
-    """A ``libcuda.so.1`` that defines every name of the driver that a C source uses."""
-    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", source)))
+def store_launcher(source: Any, metadata: Any) -> None:
+    """Compile the module that launches a kernel, if no other kernel's is the same."""
+    for linkage in LINKAGES:
+        with _building_for(linkage):
+            nvidia.CudaLauncher(source, metadata)
+
+
+def make_driver_names(folder: Path) -> None:
+    """A ``libcuda.so.1`` to link modules against, with the driver's names and no driver."""
+    functions = sorted(set(re.findall(r"\bcu[A-Z]\w+(?=\()", _driver_source())))
     code = folder / "names.c"
     code.write_text("".join(f"int {name}(void) {{ return 1; }}\n" for name in functions))
     command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", code.name]
     subprocess.run([*command, "-o", "libcuda.so.1"], cwd=folder, check=True)
 
 
+def _driver_source() -> str:
+    return (Path(nvidia.dirname) / "driver.c").read_text()
+
+
 @contextmanager
 def _building_for(linkage: str) -> Iterator[None]:
-    """Have Triton build a module and not load it, with the key of a machine with this linkage."""
+    """Have Triton build a module with the key of a machine with this linkage.
+
+    It is not loaded: without a driver it could not be.
+    """
     bits, _ = platform.architecture()
     machine = ",".join([platform.machine(), platform.system(), bits, linkage])
     before = build._load_module_from_path, build.platform_key
-    build._load_module_from_path = lambda name, path: None
+    build._load_module_from_path = lambda name, path: SimpleNamespace(launch=None)
     build.platform_key = lambda: machine
     try:
         yield

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -138,6 +141,39 @@ def test_what_torch_found_in_one_line() -> None:
     assert "there is no driver; devices that it sees: none" in str(none)
     seen = built(devices=("cuda:0 (NVIDIA A40, sm_86)",))
     assert str(seen).endswith("devices that it sees: cuda:0 (NVIDIA A40, sm_86)")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((0, 12080), "; the driver is for CUDA 12.8; "),
+        ((999, 0), "sm_90); devices"),  # an error: the driver is left out
+        (None, "; there is no driver; "),
+    ],
+)
+def test_what_the_driver_says(
+    answer: tuple[int, int] | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Architectures and the driver's version, also where no device can be used."""
+
+    def open_library(name: str) -> SimpleNamespace:
+        assert name == "libcuda.so.1"
+        if answer is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        code, version = answer
+
+        def get_version(target: Any) -> int:
+            target._obj.value = version
+            return code
+
+        return SimpleNamespace(cuDriverGetVersion=get_version)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch._C, "_cuda_getArchFlags", lambda: "sm_80 sm_90", raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", open_library)
+    report = str(report_cuda())
+    assert "is built for CUDA 13.0 (sm_80, sm_90)" in report
+    assert said in report
 
 
 @pytest.mark.slow

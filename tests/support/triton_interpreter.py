@@ -1,4 +1,7 @@
-"""Triton's interpreter, made quicker by importing this, and corrected where a test asks for it."""
+"""Triton's interpreter, made quicker by importing this, and corrected where a test asks for it.
+
+Triton 3.6's also learns to live with NumPy from 2.4 on.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,17 @@ def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 interpreter.InterpretedFunction.__call__ = _call
+
+_patch_tensor = interpreter._patch_lang_tensor
+
+
+def _patch_tensor_and_index(tensor: Any, scope: Any) -> None:
+    """A number is an array of one value, which Triton 3.6 takes for an array without dimensions."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _patch_tensor_and_index
 
 
 def correct_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ class CudaReport:
         cuda_version: That torch was built with; ``None`` if it was built without.
         architectures: That the build has kernels for, such as ``sm_80``.
         driver: CUDA version that the driver has, as ``1000 * major + 10 * minor``; 0 without a
-            driver, ``None`` if torch does not tell.
+            driver, ``None`` if it does not tell.
         devices: Name and compute capability of each device.
         trouble: Why torch cannot use CUDA; ``None`` if it says nothing.
     """
@@ -53,15 +54,26 @@ def report_cuda() -> CudaReport:
             devices.append(f"cuda:{index} ({torch.cuda.get_device_name(index)}, sm_{major}{minor})")
     except (RuntimeError, AssertionError) as error:  # the second where torch has no CUDA
         trouble = first_line(error)
-    driver = getattr(torch._C, "_cuda_getDriverVersion", None)  # not in a build without CUDA
+    # Not in a build without CUDA. torch.cuda.get_arch_list() gives none where CUDA cannot be used.
+    architectures = getattr(torch._C, "_cuda_getArchFlags", lambda: None)() or ""
     return CudaReport(
         torch_version=torch.__version__,
         cuda_version=torch.version.cuda,
-        architectures=tuple(torch.cuda.get_arch_list()),
-        driver=None if driver is None else int(driver()),
+        architectures=tuple(architectures.split()),
+        driver=_ask_driver(),
         devices=tuple(devices),
         trouble=trouble,
     )
+
+
+def _ask_driver() -> int | None:
+    """See :attr:`CudaReport.driver`. The driver's library tells without a device."""
+    try:
+        library = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    version = ctypes.c_int()
+    return None if library.cuDriverGetVersion(ctypes.byref(version)) else version.value
 
 
 def find_trouble(device: torch.device) -> str | None:

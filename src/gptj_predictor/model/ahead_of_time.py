@@ -19,6 +19,8 @@ from triton.runtime import driver  # type: ignore[import-untyped]
 
 #: Launches a kernel, or several.
 Launch = Callable[[], object]
+#: Takes a kernel's source and its metadata when Triton would make what launches the kernel.
+Launcher = Callable[[Any, Any], object]
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class CompiledKernel:
 class _AbsentCard:
     """What Triton asks of a driver (triton.backends.driver); it is also its own ``utils``."""
 
-    def __init__(self, capability: int) -> None:
-        self._capability = capability
+    def __init__(self, capability: int, on_launcher: Launcher | None) -> None:
+        self._capability, self._on_launcher = capability, on_launcher
         self.utils = self
 
     def get_current_target(self) -> Any:
@@ -62,6 +64,8 @@ class _AbsentCard:
         return 0
 
     def launcher_cls(self, source: object, metadata: object) -> Any:
+        if self._on_launcher is not None:
+            self._on_launcher(source, metadata)
         return lambda *_: None
 
     def get_device_properties(self, device: int) -> dict[str, int]:
@@ -71,18 +75,19 @@ class _AbsentCard:
         return None, None, 0, 0, 1024  # module, function, registers, spills, most threads
 
 
-def pretend_card(capability: int) -> None:
+def pretend_card(capability: int, on_launcher: Launcher | None = None) -> None:
     """Compile for a card that is not here, from now on.
 
     Args:
         capability: Ten times the major compute capability plus the minor one: 80, 90, 120.
+        on_launcher: Called for every kernel when it is first launched.
 
     Raises:
         RuntimeError: Triton interprets kernels in this process (``TRITON_INTERPRET``).
     """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("TRITON_INTERPRET is set; nothing would be compiled")
-    driver.set_active(_AbsentCard(capability))
+    driver.set_active(_AbsentCard(capability, on_launcher))
 
 
 def compile_launches(launches: Iterable[Launch]) -> list[CompiledKernel]:
