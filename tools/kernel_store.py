@@ -61,14 +61,15 @@ def main() -> None:
         quantizations=arguments.quantizations,
     )
     with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        counts = list(pool.map(work, arguments.architectures))
+        list(pool.map(work, arguments.architectures))
     for leftover in arguments.output.rglob("*.source"):
         leftover.unlink()
     write_digests(arguments.output)
+    kernels = len(list(arguments.output.rglob("*.cubin")))
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(
-        f"{sum(counts)} kernels for {len(counts)} architectures in {arguments.output}: "
-        f"{size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s"
+        f"{kernels} kernels for {len(arguments.architectures)} architectures "
+        f"in {arguments.output}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s"
     )
 
 
@@ -78,9 +79,9 @@ def store_kernels(
     folder: Path,
     dtypes: list[str],
     quantizations: list[WeightQuantization],
-) -> int:
-    """Compile for one card; how many variants there are."""
-    triton.knobs.cache.dir = str(folder)
+) -> None:
+    """Compile for one card."""
+    cache_in(folder)
     triton.knobs.compilation.store_binary_only = True  # the machine code, none of the steps to it
     pretend_card(architecture)
     computes_in = [DTYPES[name] for name in dtypes if name != "bf16" or architecture >= 80]
@@ -89,7 +90,16 @@ def store_kernels(
         for dtype in computes_in
         for quantization in quantizations
     ]
-    return sum(len(compile_launches(launches(shape))) for shape in shapes)
+    for shape in shapes:
+        compile_launches(launches(shape))
+
+
+def cache_in(folder: Path) -> None:
+    """Have Triton write to the folder, and look for kernels nowhere else."""
+    triton.knobs.cache.dir = str(folder)
+    # Where the variable names StoredKernels, as in the image, kernels of the package's store would
+    # be found and not be written here.
+    triton.knobs.cache.manager_class = None
 
 
 def store_driver_module(folder: Path) -> None:
@@ -100,7 +110,7 @@ def store_driver_module(folder: Path) -> None:
     is another one where the program ``file`` is installed; so it is stored under both.
     """
     source = (Path(nvidia.dirname) / "driver.c").read_text()
-    triton.knobs.cache.dir = str(folder)
+    cache_in(folder)
     with TemporaryDirectory() as names:
         make_driver_names(source, Path(names))
         for linkage in ("", "ELF"):
