@@ -69,14 +69,15 @@ def main() -> None:
             quantizations=arguments.quantizations,
         )
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            counts = list(pool.map(work, arguments.architectures))
+            list(pool.map(work, arguments.architectures))
     for leftover in arguments.output.rglob("*.source"):
         leftover.unlink()
     write_digests(arguments.output)
+    kernels = len(list(arguments.output.rglob("*.cubin")))
     size = sum(file.stat().st_size for file in arguments.output.rglob("*") if file.is_file())
     print(
-        f"{sum(counts)} kernels for {len(counts)} architectures in {arguments.output}: "
-        f"{size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s"
+        f"{kernels} kernels for {len(arguments.architectures)} architectures "
+        f"in {arguments.output}: {size / 1e6:.1f} MB, {time.perf_counter() - started:.0f} s"
     )
 
 
@@ -87,8 +88,8 @@ def store_kernels(
     names: str,
     dtypes: list[str],
     quantizations: list[WeightQuantization],
-) -> int:
-    """Compile for one card; how many variants there are.
+) -> None:
+    """Compile for one card.
 
     Args:
         architecture: The card's compute capability without the point.
@@ -97,7 +98,7 @@ def store_kernels(
         dtypes: Of activations and KV cache.
         quantizations: Of the weights of products.
     """
-    triton.knobs.cache.dir = str(folder)
+    cache_in(folder)
     triton.knobs.compilation.store_binary_only = True  # the machine code, none of the steps to it
     triton.knobs.nvidia.libcuda_path = names
     # Before Triton 3.7 every kernel is launched by a C module of its own.
@@ -109,12 +110,21 @@ def store_kernels(
         for dtype in computes_in
         for quantization in quantizations
     ]
-    return sum(len(compile_launches(launches(shape))) for shape in shapes)
+    for shape in shapes:
+        compile_launches(launches(shape))
+
+
+def cache_in(folder: Path) -> None:
+    """Have Triton write to the folder, and look for kernels nowhere else."""
+    triton.knobs.cache.dir = str(folder)
+    # Where the variable names StoredKernels, as in the image, kernels of the package's store would
+    # be found and not be written here.
+    triton.knobs.cache.manager_class = None
 
 
 def store_driver_module(folder: Path, names: str) -> None:
     """Compile what Triton compiles at its first launch, under the keys that it looks for."""
-    triton.knobs.cache.dir = str(folder)
+    cache_in(folder)
     for linkage in LINKAGES:
         with _building_for(linkage):
             build.compile_module_from_src(

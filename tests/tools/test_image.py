@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path, PurePosixPath
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,3 +27,11 @@ def test_the_build_gets_every_file_that_it_copies() -> None:
     for source in sources:
         assert (ROOT / source).exists(), source
         assert names & {source, *source.parents}, f"{source} is ignored"
+
+
+def test_the_build_does_not_get_a_store_of_kernels() -> None:
+    """One made in a checkout would go into every image, a CPU's too."""
+    pytest.importorskip("triton")
+    kernel_store = importlib.import_module("gptj_predictor.model.kernel_store")
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert f"**/{kernel_store.STORE.name}" in ignored
