@@ -48,28 +48,41 @@ def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None
     assert (error.abs() <= scales.double()[:, None] * 0.50001).all()
 
 
-def values_of(rows: QuantizedRows, row: int) -> torch.Tensor:
+def values_of(rows: QuantizedRows, row: int, parts: list[int]) -> torch.Tensor:
     """What the integers say of a row."""
     count = len(rows.scales)
     value = rows.values[row].double()
     fine = range(len(rows.values) - count) if rows.fine is None else rows.fine.tolist()
     if row in fine:
         value = value + rows.values[count + list(fine).index(row)].double() / FINE_STEPS
-    return value * rows.scales[row].double() + rows.offsets[row].double()
+    offsets = [
+        offset[row].double().expand(n) for offset, n in zip(rows.offsets, parts, strict=True)
+    ]
+    return value * rows.scales[row].double() + torch.cat(offsets)
 
 
+@pytest.mark.parametrize("parts", [[96], [32, 64]])
 @pytest.mark.parametrize("peaks", [[], [3], [0, 3, 5], range(6)])
-def test_rows_are_rounded_each_by_itself(peaks: Sequence[int]) -> None:
+def test_rows_are_rounded_each_by_itself(peaks: Sequence[int], parts: list[int]) -> None:
     x = rows(6, 96)
     for row in peaks:
         x[row, 7] = 30 * x[row].std() + 1
-    together = quantize_rows(x.clone())
+    together = quantize_rows(x.clone(), parts)
     assert len(together.values) == 6 + len(peaks)
     for row in range(6):
         step = together.scales[row].double() / (FINE_STEPS if row in peaks else 1)
-        assert (values_of(together, row) - x[row]).abs().le(step * 0.502).all()
-        alone = quantize_rows(x[row : row + 1].clone())
-        assert values_of(alone, 0).equal(values_of(together, row))
+        assert (values_of(together, row, parts) - x[row]).abs().le(step * 0.502).all()
+        alone = quantize_rows(x[row : row + 1].clone(), parts)
+        assert values_of(alone, 0, parts).equal(values_of(together, row, parts))
+
+
+def test_parts_share_the_widest_range() -> None:
+    """What lies on both sides of 0 does not widen the range of what lies on one."""
+    x = torch.cat([torch.linspace(-1, 1, 64), torch.linspace(0, 2, 64)])[None]
+    together, apart = quantize_rows(x.clone(), [128]), quantize_rows(x.clone(), [64, 64])
+    assert together.scales.item() == pytest.approx(3 / 255)
+    assert apart.scales.item() == pytest.approx(2 / 255)
+    assert [offset.item() for offset in apart.offsets] == [-1, 0]
 
 
 @needs_vnni
@@ -83,9 +96,9 @@ def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
     for seed in range(3):
         weight = int8_weight(outputs, inputs, seed)
         projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs))
-        quantized = quantize_rows(x.clone())
+        quantized = quantize_rows(x.clone(), [inputs])
         product = (quantized.values.double() @ weight.double().T).float()
-        sums = weight.sum(1, dtype=torch.float32)
+        sums = weight.sum(1, dtype=torch.float32)[None]
         assert projection(x.clone()).equal(quantized.combine(product, sums))
 
 
@@ -125,16 +138,19 @@ def test_an_unknown_layout_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> 
         assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
 
 
+@pytest.mark.parametrize("parts", [[128], [32, 96]])
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_vnni)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_projection(packed: bool, dtype: torch.dtype) -> None:
+def test_projection(packed: bool, dtype: torch.dtype, parts: list[int]) -> None:
     weight, bias = torch.randn(256, 128), torch.randn(256).to(dtype)
     scales = scales_of(weight)
     quantized = quantize(weight, scales)
-    projection = Int8Projection(Int8Packer().pack(quantized) if packed else quantized, scales, bias)
+    held = Int8Packer().pack(quantized) if packed else quantized
+    projection = Int8Projection(held, scales, bias, parts)
     x, residual = torch.randn(5, 128).to(dtype), torch.randn(5, 256).to(dtype)
-    rows = quantize_rows(x.clone())
-    values = torch.stack([values_of(rows, row) for row in range(len(x))])
+    x[:, :32] -= 3
+    rows = quantize_rows(x.clone(), parts)
+    values = torch.stack([values_of(rows, row, parts) for row in range(len(x))])
     wanted = values @ (quantized.double() * scales[:, None]).T + bias
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)

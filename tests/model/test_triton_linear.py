@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -66,6 +65,7 @@ from gptj_predictor.model.triton_linear.projection import (  # noqa: E402
     TritonProjection,
     Workspace,
 )
+from tests.support.projections import triton_projections  # noqa: E402
 from tests.support.triton_interpreter import correct_bfloat16  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -638,6 +638,6 @@ def test_a_layer_with_int8_weights(tokens: int, shared: Workspace) -> None:
 
     rows = normal(tokens, 32).half()
     expected = run(exact, torch.float32, make_projection)
-    result = run(int8, torch.float16, partial(TritonProjection, shared=shared)).float()
+    result = run(int8, torch.float16, triton_projections(shared)).float()
     torch.testing.assert_close(result, expected, rtol=1e-2, atol=1e-2)
     assert not torch.equal(result, expected)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
 from itertools import cycle
 from typing import Any
 
@@ -26,9 +25,10 @@ from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.model.triton_check import add_one
 from gptj_predictor.model.triton_linear.cuts import Card
-from gptj_predictor.model.triton_linear.projection import TritonProjection, Workspace
+from gptj_predictor.model.triton_linear.projection import Workspace
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.snapshot.layout import NetworkLayout
+from tests.support.projections import triton_projections
 from tests.support.quantized import with_int8
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def make_network(quantization: WeightQuantization) -> GPTJNetwork:
     if quantization == "int8":
         weights = with_int8(weights)
     card = Card("any", CAPABILITY, PROCESSORS)
-    make = partial(TritonProjection, shared=Workspace(card, CPU))
+    make = triton_projections(Workspace(card, CPU))
     attentions: dict[torch.device, Attention] = {CPU: TritonAttention(PROCESSORS)}
     placement = Placement.on(CPU, CONFIG.n_layer)
     return GPTJNetwork(CONFIG, DTYPE, placement, weights, attentions, make)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
@@ -14,13 +13,14 @@ from gptj_predictor.model.network import GPTJNetwork, Placement
 from gptj_predictor.model.quantization import WeightQuantization
 from gptj_predictor.model.triton_attention import TritonAttention
 from gptj_predictor.model.triton_linear.cuts import Card
-from gptj_predictor.model.triton_linear.projection import TritonProjection, Workspace
+from gptj_predictor.model.triton_linear.projection import Workspace
 from gptj_predictor.sampling.fused import sample_rows
 from gptj_predictor.sampling.params import SamplingParams
 from gptj_predictor.sampling.rows import MAX_ENDS, RowFields, RowTable
 from gptj_predictor.snapshot.layout import NetworkLayout
 from tests.support import triton_interpreter  # noqa: F401  (quicker)
 from tests.support.engines import CPU
+from tests.support.projections import triton_projections
 from tests.support.quantized import with_int8
 from tests.support.recording import Recording
 
@@ -40,7 +40,7 @@ def _network(
     config: NetworkConfig, dtype: torch.dtype, weights: dict[str, torch.Tensor]
 ) -> GPTJNetwork:
     attentions: dict[torch.device, Attention] = {CPU: TritonAttention(processors=4)}
-    make = partial(TritonProjection, shared=Workspace(Card("an Ampere", 80, 4), CPU))
+    make = triton_projections(Workspace(Card("an Ampere", 80, 4), CPU))
     placement = Placement.on(CPU, config.n_layer)
     return GPTJNetwork(config, dtype, placement, weights, attentions, make)
 

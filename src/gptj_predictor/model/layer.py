@@ -61,7 +61,7 @@ class GPTJLayer:
             config.n_head,
             norm_of(config, weights, f"{name}.norm"),
             _projection(make, weights, f"{name}.project_in"),
-            _projection(make, weights, f"{name}.project_out"),
+            _projection(make, weights, f"{name}.project_out", (config.n_embd, config.inner_size)),
             config.activation_function,
             _activation(config.activation_function),
         )
@@ -82,9 +82,11 @@ def norm_of(config: NetworkConfig, weights: Weights, name: str) -> LayerNorm:
     return LayerNorm(weights[f"{name}.weight"], weights[f"{name}.bias"], config.layer_norm_epsilon)
 
 
-def _projection(make: MakeProjection, weights: Weights, name: str) -> Projection:
-    scales = weights.get(f"{name}.scale")
-    return make(weights[f"{name}.weight"], weights[f"{name}.bias"], scales)
+def _projection(
+    make: MakeProjection, weights: Weights, name: str, parts: tuple[int, int] | None = None
+) -> Projection:
+    weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return make(weight, bias, weights.get(f"{name}.scale"), parts)
 
 
 def _activation(name: str) -> Callable[[torch.Tensor], object]:

@@ -7,6 +7,7 @@ us where the weights of every layer drive all else out of the processor's caches
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -133,13 +134,29 @@ class Int8Projection(Projection):
     right on every device, and slow.
     """
 
-    def __init__(self, weight: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> None:
-        """Take int8 weights and the fp32 scales ``[outputs]`` of :func:`scales_of`."""
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor,
+        parts: Sequence[int] | None = None,
+    ) -> None:
+        """Take a weight and its scales.
+
+        Args:
+            weight: int8.
+            scales: ``[outputs]`` fp32, those of :func:`scales_of`.
+            bias: See :class:`Projection`.
+            parts: See :func:`quantize_rows`; one of all inputs if ``None``.
+        """
         self._weight, self._scales, self.bias = weight, scales, bias.float()
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
         inputs = weight.shape[0 if weight.is_mkldnn else 1]  # packed ones say it in this order
-        ones = torch.ones(1, inputs, dtype=torch.uint8, device=scales.device)
-        [self._sums] = self._multiply(ones)
+        self._parts = tuple(parts or [inputs])
+        ones = torch.zeros(len(self._parts), inputs, dtype=torch.uint8, device=scales.device)
+        for index, part in enumerate(ones.split(self._parts, 1)):
+            part[index] = 1
+        self._sums = self._multiply(ones)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`; fp32."""
@@ -155,7 +172,7 @@ class Int8Projection(Projection):
 
     def _product(self, x: torch.Tensor) -> torch.Tensor:
         """``x W^T`` in fp32."""
-        rows = quantize_rows(x)
+        rows = quantize_rows(x, self._parts)
         return rows.combine(self._multiply(rows.values), self._sums)
 
     def _multiply(self, values: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ class GPTJNetwork:
         ]
         self._norm = norm_of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
-        self._head = make(head, weights["head.bias"], weights.get("head.scale"))
+        self._head = make(head, weights["head.bias"], weights.get("head.scale"), None)
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
         self.product_choices: tuple[ProductChoice, ...] | None = None

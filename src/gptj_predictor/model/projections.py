@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import torch
@@ -13,14 +13,21 @@ from gptj_predictor.model.linear import FloatProjection, Int8Projection, Project
 #: Of weights that Triton kernels multiply.
 KERNEL_DTYPES: Final = (torch.int8, torch.float16, torch.bfloat16)
 
-#: Makes a projection of a weight, its bias and, if it is int8, its scales.
-MakeProjection = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], Projection]
+#: Makes a projection of a weight, its bias, its scales if it is int8, and the parts of its inputs.
+MakeProjection = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[int] | None], Projection
+]
 
 
 def make_projection(
-    weight: torch.Tensor, bias: torch.Tensor, scales: torch.Tensor | None
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scales: torch.Tensor | None,
+    parts: Sequence[int] | None = None,
 ) -> Projection:
     """The projection for a weight, which has scales if it is int8.
+
+    ``parts`` counts neighboring inputs that come from different places, if they do.
 
     On a GPU Triton kernels can multiply int8 weights, with activations as they are, and 16-bit
     ones. Which products they compute is chosen later, see :mod:`triton_linear.choice`.
@@ -33,4 +40,6 @@ def make_projection(
         from gptj_predictor.model.triton_linear.projection import TritonProjection
 
         return TritonProjection(weight, bias, scales)
-    return FloatProjection(weight, bias) if scales is None else Int8Projection(weight, scales, bias)
+    if scales is None:
+        return FloatProjection(weight, bias)
+    return Int8Projection(weight, scales, bias, parts)

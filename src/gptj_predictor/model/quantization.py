@@ -1,16 +1,16 @@
 """Weights and activations as 8-bit integers.
 
 Weights have a scale per output: a value is its integer times the scale. Activations have a scale
-and an offset per row: a value is its integer, from 0 to 255, times the scale, plus the offset. So a
-product of values is a product of integers, summed in 32 bits, but for two scales and the offset
-times the sum of the weights (Jacob et al., Quantization and Training of Neural Networks for
-Efficient Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
+per row and an offset for each part of it: a value is its integer, from 0 to 255, times the scale,
+plus the offset. So a product of values is a product of integers, summed in 32 bits, but for two
+scales and the offset times the sum of the weights (Jacob et al., Quantization and Training of
+Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, sections 2.1 and 2.3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,8 +25,7 @@ MAX_INT8 = 127
 FINE_STEPS = 2 * MAX_INT8
 
 #: Half of the widest range of a row that 8 bits are enough for, in units of its root mean square.
-#: Of 600 texts of the demo, 2.0 of 100 more than with bfloat16 differ from fp32's with 4, 2.7 with
-#: 4.75, 4.2 with 5; a random model's error is 4.04, 4.43 and 4.53 times that of bfloat16
+#: With more the logits of the demo are further from fp32's than CTranslate2's int8
 #: (``benchmarks/int8_accuracy.py``). Most rows that come from a GELU are below it.
 FINE_RANGE = 4.75
 
@@ -73,19 +72,19 @@ def _blocks(weight: torch.Tensor) -> Iterator[torch.Tensor]:
 class QuantizedRows(NamedTuple):
     """T rows of activations as integers.
 
-    Row t is ``values[t] * scales[t] + offsets[t]``; of those S that ``fine`` names, the s-th is
-    ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]] + offsets[fine[s]]``.
+    Row t is ``values[t] * scales[t]`` plus its offset; of those S that ``fine`` names, the s-th is
+    ``(values[fine[s]] + values[T + s] / FINE_STEPS) * scales[fine[s]]`` plus its offset.
 
     Attributes:
         values: ``[T + S, inputs]`` uint8.
         scales: ``[T, 1]`` fp32.
-        offsets: ``[T, 1]`` fp32.
+        offsets: ``[T, 1]`` fp32 for each part of the inputs.
         fine: ``[S]`` int64, rising; ``None`` if it is all T or none.
     """
 
     values: torch.Tensor
     scales: torch.Tensor
-    offsets: torch.Tensor
+    offsets: list[torch.Tensor]
     fine: torch.Tensor | None = None
 
     def combine(self, product: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
@@ -93,7 +92,7 @@ class QuantizedRows(NamedTuple):
 
         Args:
             product: ``[T + S, outputs]`` fp32, of ``values``. Its memory is used.
-            sums: ``[outputs]`` fp32, of the weights of each output.
+            sums: ``[parts, outputs]`` fp32, of each part's weights of each output.
         """
         coarse = product
         if len(product) > len(self.scales):
@@ -102,42 +101,48 @@ class QuantizedRows(NamedTuple):
                 coarse.add_(fine, alpha=1 / FINE_STEPS)
             else:
                 coarse.index_add_(0, self.fine, fine, alpha=1 / FINE_STEPS)
-        # An outer product by addmm_ takes twice as long as by addcmul_.
-        return coarse.mul_(self.scales).addcmul_(self.offsets, sums)
+        coarse.mul_(self.scales)
+        for offset, part in zip(self.offsets, sums, strict=True):
+            coarse.addcmul_(offset, part)  # addmm_ takes twice as long
+        return coarse
 
 
-def quantize_rows(x: torch.Tensor) -> QuantizedRows:
+def quantize_rows(x: torch.Tensor, parts: Sequence[int]) -> QuantizedRows:
     """Round activations to integers, each row by itself, so that none depends on its neighbors.
 
-    A row's smallest value becomes 0 and its largest 255, as what comes from a GELU has no negative
-    values to speak of. In models of billions of parameters a few features are tens of times larger
-    than the rest (Dettmers et al., LLM.int8(), 2022), which 8 bits would then say little of. So a
-    row whose range is wide beside its root mean square, see :data:`FINE_RANGE`, gets a second row
-    of integers for what the first one rounds off.
+    The smallest value of each of a row's parts becomes 0, as what comes from a GELU has no negative
+    values to speak of, and attention's has; the largest of the part with the widest range becomes
+    255. In models of billions of parameters a few features are tens of times larger than the rest
+    (Dettmers et al., LLM.int8(), 2022), which 8 bits would then say little of. So a row whose range
+    is wide beside its root mean square, see :data:`FINE_RANGE`, gets a second row of integers for
+    what the first one rounds off.
 
     Args:
         x: ``[T, inputs]``. If it is fp32, its memory is used.
+        parts: Neighboring inputs of each part, one or two.
     """
     exact = x.float()
-    lowest, highest = exact.amin(1, keepdim=True), exact.amax(1, keepdim=True)
-    ranges = highest.sub_(lowest)
+    pieces = exact.split(parts, 1)
+    offsets = [piece.amin(1, keepdim=True) for piece in pieces]
+    ranges = [p.amax(1, keepdim=True).sub_(low) for p, low in zip(pieces, offsets, strict=True)]
+    widest = ranges[0] if len(ranges) == 1 else torch.maximum(*ranges)
     sizes = torch.linalg.vector_norm(exact, dim=1, keepdim=True)
     limit = 2 * FINE_RANGE / math.sqrt(x.shape[1])
     # The floor keeps a row of equal values from a division by zero.
-    scales = ranges.div(255).clamp_min_(1e-30)
-    exact.sub_(lowest.add(scales, alpha=128)).div_(scales)
-    fine = (ranges > sizes.mul_(limit)).nonzero()
+    scales = widest.div(255).clamp_min_(1e-30)
+    for piece, low in zip(pieces, offsets, strict=True):
+        piece.sub_(low.add(scales, alpha=128))
+    exact.div_(scales)
+    fine = (widest > sizes.mul_(limit)).nonzero()
     if not len(fine):
-        return QuantizedRows(_as_unsigned(exact.round_()), scales, lowest)
+        return QuantizedRows(_as_unsigned(exact.round_()), scales, offsets)
     coarse, fine, is_all = exact.round(), fine[:, 0], len(fine) == len(x)
     rest = exact.sub_(coarse) if is_all else exact[fine].sub_(coarse[fine])
     values = torch.cat([_as_unsigned(coarse), _as_unsigned(rest.mul_(FINE_STEPS).round_())])
-    # 0 stands for half a step less than what the first row says.
-    half = 128 / FINE_STEPS
-    if is_all:
-        return QuantizedRows(values, scales, lowest.sub_(scales, alpha=half))
-    lowest.index_add_(0, fine, scales[fine], alpha=-half)
-    return QuantizedRows(values, scales, lowest, fine)
+    for low in offsets:
+        # A fine row's 0 stands for half a step less than what the first row says.
+        low.index_add_(0, fine, scales[fine], alpha=-128 / FINE_STEPS)
+    return QuantizedRows(values, scales, offsets, None if is_all else fine)
 
 
 def _as_unsigned(values: torch.Tensor) -> torch.Tensor:
