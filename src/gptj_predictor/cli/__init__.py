@@ -69,7 +69,7 @@ def _complain(arguments: Sequence[str], error: Exception, code: int) -> int:
     if writes_json():
         logger.critical("%s", text)
     else:
-        print(f"gptj-predictor: {text}", file=sys.stderr)
+        sys.stderr.write(f"gptj-predictor: {text}\n")  # at once: threads may log beside it
     return code
 
 

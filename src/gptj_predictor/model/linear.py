@@ -153,10 +153,10 @@ class Int8Projection(Projection):
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
         inputs = weight.shape[0 if weight.is_mkldnn else 1]  # packed ones say it in this order
         self._parts = tuple(parts or [inputs])
-        ones = torch.zeros(len(self._parts), inputs, dtype=torch.uint8, device=scales.device)
-        for index, part in enumerate(ones.split(self._parts, 1)):
+        chosen = torch.zeros(len(self._parts), inputs, dtype=torch.uint8, device=scales.device)
+        for index, part in enumerate(chosen.split(self._parts, 1)):
             part[index] = 1
-        self._sums = self._multiply(ones)
+        self._sums = self._multiply(chosen)  # of each part's weights
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`; fp32."""
