@@ -69,8 +69,18 @@ def test_a_row_that_is_not_finite_harms_no_other() -> None:
             assert out[row].isfinite().all() == (at != 40)
 
 
-def test_groups_hold_what_fits() -> None:
-    rows = list(cast_attention._cut([3, 3, 3, 9, 1, 30, 2], limit=12))
+def test_groups_hold_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Room for twelve tokens of one head of one value.
+    monkeypatch.setattr(cast_attention, "_GROUP_BYTES", 12 * 2 * torch.float32.itemsize)
+    contexts = [[(0, length)] for length in (3, 3, 3, 9, 1, 30, 2)]
+    groups = CastDecode()._make_groups(contexts, heads=1, head_size=1)
     # Three of 3 and one of 9 would be 36 with their padding; one context is taken whatever it is.
-    assert rows == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6), slice(6, 7)]
-    assert list(cast_attention._cut([], limit=12)) == []
+    assert [(group.rows.start, group.rows.stop) for group in groups] == [
+        (0, 3),
+        (3, 4),
+        (4, 5),
+        (5, 6),
+        (6, 7),
+    ]
+    assert [group.keys.shape[2] for group in groups] == [3, 9, 1, 30, 2]
+    assert CastDecode()._make_groups([], heads=1, head_size=1) == []

@@ -92,6 +92,7 @@ class CastDecode:
 
 
 def _cut(lengths: list[int], limit: int) -> Iterator[slice]:
+    """Runs of rows that are at most ``limit`` tokens with their padding, or one row."""
     begin = longest = 0
     for row, length in enumerate(lengths):
         longest = max(longest, length)
