@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from gptj_predictor.model.attention import Attention, rotary_table
 from gptj_predictor.model.config import NetworkConfig
 from gptj_predictor.model.kv_cache import LayerCache, PagedKVCache
-from gptj_predictor.model.layer import GPTJLayer
+from gptj_predictor.model.layer import GPTJLayer, gelu_tanh
 from gptj_predictor.model.prefill_plan import PrefillChunk
 from gptj_predictor.model.step_inputs import StepInputs
 from gptj_predictor.model.torch_attention import TorchAttention
@@ -101,3 +102,23 @@ def test_both_implementations_agree(activation: str) -> None:
     other = run_layer(TritonAttention(processors=4), activation)
     for ours, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gelu_is_the_tanh_approximation(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 5001), torch.tensor([-3e4, 3e4, 0])]).to(dtype)
+    wanted = functional.gelu(x.double(), approximate="tanh")
+    result = gelu_tanh(x)
+    assert result is x
+    torch.testing.assert_close(x, wanted.to(dtype), rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_size", [16, 12])
+def test_the_cache_takes_new_tokens(head_size: int) -> None:
+    """Whatever the size of a token, by other places' values untouched."""
+    cache = LayerCache(torch.randn(2, 6, 4, 1, head_size).bfloat16())
+    tokens = torch.randn(3, 3, 1, head_size).bfloat16()
+    wanted = cache.both.clone()
+    wanted.flatten(1, 2)[:, [9, 2, 17]] = tokens[:, 1:].transpose(0, 1)
+    cache.write(torch.tensor([9, 2, 17]), tokens[:, 1:])
+    assert cache.both.equal(wanted)

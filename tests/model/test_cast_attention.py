@@ -18,6 +18,8 @@ BATCHES: dict[str, list[list[Extent]]] = {
     "of one length": [[(4 * n, 4)] for n in range(9)],
     "of all lengths": [[(0, 1)], [(8, 5)], [(20, 2)], [(40, 17)], [(60, 3)], [(2, 11)]],
     "in pieces": [[(0, 4), (40, 4), (8, 3)], [(12, 2)], [(4, 4), (60, 1)]],
+    "later ones first": [[(80 - 8 * n, 5)] for n in range(7)],
+    "of one prefix": [[(8, 4), (16 + 8 * n, 1 + n)] for n in range(6)],
 }
 
 
@@ -72,15 +74,29 @@ def test_a_row_that_is_not_finite_harms_no_other() -> None:
 def test_groups_hold_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     # Room for twelve tokens of one head of one value.
     monkeypatch.setattr(cast_attention, "_GROUP_BYTES", 12 * 2 * torch.float32.itemsize)
-    contexts = [[(0, length)] for length in (3, 3, 3, 9, 1, 30, 2)]
+    contexts = [[(0, length)] for length in (3, 3, 2, 3, 9, 1, 30, 2, 2)]
     groups = CastDecode()._make_groups(contexts, heads=1, head_size=1)
-    # Three of 3 and one of 9 would be 36 with their padding; one context is taken whatever it is.
+    # Four of 3 are 12 with their padding, six of 9 would be 54; two are taken whatever they are.
     assert [(group.rows.start, group.rows.stop) for group in groups] == [
-        (0, 3),
-        (3, 4),
-        (4, 5),
-        (5, 6),
-        (6, 7),
+        (0, 4),
+        (4, 6),
+        (6, 8),
+        (8, 9),
     ]
-    assert [group.keys.shape[2] for group in groups] == [3, 9, 1, 30, 2]
+    assert [group.keys.shape[2] for group in groups] == [3, 9, 30, 2]
     assert CastDecode()._make_groups([], heads=1, head_size=1) == []
+
+
+def test_two_contexts_are_copied_in_one_operation() -> None:
+    """Where the second begins later than the first, whatever extents they have."""
+    contexts: list[list[Extent]] = [[(0, 6)], [(40, 3)], [(8, 2), (20, 6)], [(12, 3)]]
+    [group] = CastDecode()._make_groups(contexts, heads=1, head_size=1)
+    shapes = [(stretch.at, stretch.tokens, stretch.to_second) for stretch in group.stretches]
+    assert shapes == [
+        (0, 2, 8),
+        (2, 4, 18),
+        (24, 2, None),
+        (40, 3, None),  # the other begins earlier
+        (12, 3, None),
+    ]
+    assert [copy.shape[0] for copy in group.copies] == [2] * 5  # two contexts, or keys and values

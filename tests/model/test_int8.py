@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 import pytest
@@ -11,13 +10,9 @@ import torch
 from gptj_predictor.model import int8_packing
 from gptj_predictor.model.int8_packing import Int8Packer
 from gptj_predictor.model.linear import Int8Projection, can_multiply_int8
-from gptj_predictor.model.quantization import (
-    FINE_STEPS,
-    QuantizedRows,
-    quantize,
-    quantize_rows,
-    scales_of,
-)
+from gptj_predictor.model.quantization import quantize, scales_of
+from gptj_predictor.model.row_quantization import GELU_ZERO_POINT, Inputs, RowQuantizer
+from tests.support.integer_rows import integers_of, rows_of_all_sizes
 
 needs_vnni = pytest.mark.skipif(not can_multiply_int8(), reason="the CPU has no VNNI")
 
@@ -25,14 +20,6 @@ needs_vnni = pytest.mark.skipif(not can_multiply_int8(), reason="the CPU has no 
 def int8_weight(outputs: int, inputs: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, generator=generator)
-
-
-def rows(count: int, inputs: int) -> torch.Tensor:
-    """Of very different sizes, one of zeros."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(count, inputs, generator=generator) * torch.logspace(-3, 3, count)[:, None]
-    x[count // 2] = 0
-    return x
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -48,66 +35,32 @@ def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None
     assert (error.abs() <= scales.double()[:, None] * 0.50001).all()
 
 
-def values_of(rows: QuantizedRows, row: int, parts: list[int]) -> torch.Tensor:
-    """What the integers say of a row."""
-    count = len(rows.scales)
-    value = rows.values[row].double()
-    fine = range(len(rows.values) - count) if rows.fine is None else rows.fine.tolist()
-    if row in fine:
-        value = value + rows.values[count + list(fine).index(row)].double() / FINE_STEPS
-    offsets = [
-        offset[row].double().expand(n) for offset, n in zip(rows.offsets, parts, strict=True)
-    ]
-    return value * rows.scales[row].double() + torch.cat(offsets)
-
-
-@pytest.mark.parametrize("parts", [[96], [32, 64]])
-@pytest.mark.parametrize("peaks", [[], [3], [0, 3, 5], range(6)])
-def test_rows_are_rounded_each_by_itself(peaks: Sequence[int], parts: list[int]) -> None:
-    x = rows(6, 96)
-    for row in peaks:
-        x[row, 7] = 30 * x[row].std() + 1
-    together = quantize_rows(x.clone(), parts)
-    assert len(together.values) == 6 + len(peaks)
-    for row in range(6):
-        step = together.scales[row].double() / (FINE_STEPS if row in peaks else 1)
-        assert (values_of(together, row, parts) - x[row]).abs().le(step * 0.502).all()
-        alone = quantize_rows(x[row : row + 1].clone(), parts)
-        assert values_of(alone, 0, parts).equal(values_of(together, row, parts))
-
-
-def test_parts_share_the_widest_range() -> None:
-    """What lies on both sides of 0 does not widen the range of what lies on one."""
-    x = torch.cat([torch.linspace(-1, 1, 64), torch.linspace(0, 2, 64)])[None]
-    together, apart = quantize_rows(x.clone(), [128]), quantize_rows(x.clone(), [64, 64])
-    assert together.scales.item() == pytest.approx(3 / 255)
-    assert apart.scales.item() == pytest.approx(2 / 255)
-    assert [offset.item() for offset in apart.offsets] == [-1, 0]
-
-
 @needs_vnni
 @pytest.mark.parametrize("count", [1, 2, 17, 300])
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (130, 192), (50, 36), (512, 2048)])
 def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
     """It is that of the integers, for the first packed weight of a shape and for later ones."""
     packer = Int8Packer()
+    parts = [Inputs(inputs // 4), Inputs(inputs - inputs // 4, GELU_ZERO_POINT)]
     ones = torch.ones(outputs)
-    x = rows(count, inputs)
+    x = rows_of_all_sizes(count, inputs)
+    integers = integers_of(RowQuantizer(parts, x.device)(x.clone()), parts)
     for seed in range(3):
         weight = int8_weight(outputs, inputs, seed)
-        projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs))
-        quantized = quantize_rows(x.clone(), [inputs])
-        product = (quantized.values.double() @ weight.double().T).float()
-        sums = weight.sum(1, dtype=torch.float32)[None]
-        assert projection(x.clone()).equal(quantized.combine(product, sums))
+        projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs), parts)
+        wanted = integers @ weight.double().T
+        # Its sums are exact; they are rounded as often as fp32 numbers are added.
+        largest = wanted.abs().amax(1, keepdim=True) + integers.abs().amax(1, keepdim=True) * 2**14
+        assert ((projection(x.clone()) - wanted).abs() <= largest * 2**-21).all()
 
 
 @needs_vnni
 def test_the_largest_sums_are_exact() -> None:
     weight = torch.full((64, 20480), 127, dtype=torch.int8)
     projection = Int8Projection(Int8Packer().pack(weight), torch.ones(64), torch.zeros(64))
-    product = projection(torch.full((1, 20480), -1.0))
-    assert torch.allclose(product, torch.tensor(-127.0 * 20480), rtol=1e-6)
+    for value in (-1.0, 1.0):
+        product = projection(torch.full((1, 20480), value))
+        assert torch.allclose(product, torch.tensor(value * 127 * 20480), rtol=1e-6)
 
 
 @needs_vnni
@@ -138,24 +91,27 @@ def test_an_unknown_layout_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> 
         assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
 
 
-@pytest.mark.parametrize("parts", [[128], [32, 96]])
+@pytest.mark.parametrize(
+    "parts", [[Inputs(128)], [Inputs(32), Inputs(96, GELU_ZERO_POINT)]], ids=["one", "two"]
+)
 @pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_vnni)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_projection(packed: bool, dtype: torch.dtype, parts: list[int]) -> None:
+def test_projection(packed: bool, dtype: torch.dtype, parts: list[Inputs]) -> None:
     weight, bias = torch.randn(256, 128), torch.randn(256).to(dtype)
     scales = scales_of(weight)
     quantized = quantize(weight, scales)
     held = Int8Packer().pack(quantized) if packed else quantized
     projection = Int8Projection(held, scales, bias, parts)
     x, residual = torch.randn(5, 128).to(dtype), torch.randn(5, 256).to(dtype)
-    x[:, :32] -= 3
-    rows = quantize_rows(x.clone(), parts)
-    values = torch.stack([values_of(rows, row, parts) for row in range(len(x))])
-    wanted = values @ (quantized.double() * scales[:, None]).T + bias
+    x[:, 32:].clamp_(min=-0.1)
+    x[3, 7] = 60
+    integers = integers_of(RowQuantizer(parts, x.device)(x.clone()), parts)
+    wanted = integers @ (quantized.double() * scales[:, None]).T + bias
     tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-4
     close = partial(torch.testing.assert_close, rtol=tolerance, atol=tolerance)
     close(projection(x.clone()), wanted.float())
-    close(projection.add_to(residual.clone(), x), (wanted + residual).to(dtype))
+    close(projection.add_to(residual.clone(), x.clone()), (wanted + residual).to(dtype))
+    close(projection.accumulate(residual.clone(), x), (wanted - bias + residual).to(dtype))
 
 
 def test_a_cpu_without_vnni_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

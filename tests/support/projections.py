@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gptj_predictor.model.projections import MakeProjection
+from gptj_predictor.model.row_quantization import Inputs
 from gptj_predictor.model.triton_linear.projection import TritonProjection, Workspace
 
 
@@ -17,7 +18,7 @@ def triton_projections(shared: Workspace) -> MakeProjection:
         weight: torch.Tensor,
         bias: torch.Tensor,
         scales: torch.Tensor | None,
-        parts: Sequence[int] | None,
+        parts: Sequence[Inputs] | None,
     ) -> TritonProjection:
         return TritonProjection(weight, bias, scales, shared)
 

@@ -123,6 +123,8 @@ class ModelRunner:
         Raises:
             RuntimeError: the device could not compute it (out of memory included).
         """
+        if self._decode is None:
+            chunks = sorted(chunks, key=_place)
         self._upload_new_sequences(chunks)
         prompt_logprobs = None
         if all(chunk.num_tokens == 1 and chunk.samples for chunk in chunks):
@@ -253,6 +255,12 @@ class ModelRunner:
         # A failed sequence ends; until then its token must be one that can be looked up.
         self._token_table[places[0], places[1]] = tokens.clamp(min=0)
         return tokens, raw.logprobs(chunks, tokens)
+
+
+def _place(chunk: ScheduledChunk) -> tuple[bool, int]:
+    """Those of one token first, by where they begin in the cache: torch copies two at once then."""
+    is_single = chunk.num_tokens == 1
+    return not is_single, chunk.page_table.pages[0] if is_single else 0
 
 
 def _sampling(chunks: list[ScheduledChunk]) -> list[ScheduledChunk]:

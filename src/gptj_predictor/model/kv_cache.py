@@ -13,6 +13,10 @@ NULL_PAGE = 0
 Extent = tuple[int, int]
 
 
+#: torch's widest dtype.
+_WIDEST = torch.complex128
+
+
 class LayerCache:
     """One layer's keys (rotated) and values, which it is made of when it is iterated.
 
@@ -25,9 +29,29 @@ class LayerCache:
     def __init__(self, both: torch.Tensor) -> None:
         self.both = both
         self.keys, self.values = both.unbind(0)
+        self._places = both.flatten(1, 2)
+        self._wide_places = self._places.view(_WIDEST) if _can_widen(self._places) else None
+
+    def write(self, slots: torch.Tensor, keys_and_values: torch.Tensor) -> None:
+        """Write new tokens.
+
+        Args:
+            slots: ``[T]`` int64, indices of the tokens' places.
+            keys_and_values: ``[T, 2, heads, head_size]``, of the cache's dtype.
+        """
+        places, tokens = self._places, keys_and_values.transpose(0, 1)
+        if self._wide_places is not None and _can_widen(tokens):
+            # torch copies value by value: the wider these are, the fewer there are.
+            places, tokens = self._wide_places, tokens.view(_WIDEST)
+        places.index_copy_(1, slots, tokens)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return iter((self.keys, self.values))
+
+
+def _can_widen(values: torch.Tensor) -> bool:
+    steps = (values.shape[-1], values.storage_offset(), *values.stride()[:-1])
+    return not any(step * values.element_size() % _WIDEST.itemsize for step in steps)
 
 
 class PagedKVCache:

@@ -74,9 +74,9 @@ class GPTJNetwork:
         self._layers = [
             GPTJLayer.of(config, weights, f"layers.{i}", make) for i in range(config.n_layer)
         ]
-        self._norm = norm_of(config, weights, "norm")
         head = self._embedding if config.tie_word_embeddings else weights["head.weight"]
         self._head = make(head, weights["head.bias"], weights.get("head.scale"), None)
+        self._norm = norm_of(config, weights, "norm", self._head)
         positions, rotary_dim = config.n_positions, config.rotary_dim
         self._rotations = {d: rotary_table(positions, rotary_dim, d) for d in placement.devices}
         self.product_choices: tuple[ProductChoice, ...] | None = None
@@ -107,11 +107,11 @@ class GPTJNetwork:
         for index, layer in enumerate(self._layers):
             if here != self.placement.layers[index]:
                 here = self.placement.layers[index]
-                hidden, step = hidden.to(here), step.to(here)
+                hidden, step = hidden.to(here, layer.norm.weight.dtype), step.to(here)
                 attention = self.attentions[here]
                 rotations = attention.rotations(self._rotations[here], step.positions)
             hidden = attention.layer(layer, hidden, rotations, cache.layer(index), step)
-        return hidden.to(self.placement.head)
+        return hidden.to(self.placement.head, self._norm.weight.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """From N rows of :meth:`hidden_states` to the logits of the tokens after them.

@@ -9,13 +9,14 @@ from typing import Final
 import torch
 
 from gptj_predictor.model.linear import FloatProjection, Int8Projection, Projection
+from gptj_predictor.model.row_quantization import Inputs
 
 #: Of weights that Triton kernels multiply.
 KERNEL_DTYPES: Final = (torch.int8, torch.float16, torch.bfloat16)
 
 #: Makes a projection of a weight, its bias, its scales if it is int8, and the parts of its inputs.
 MakeProjection = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[int] | None], Projection
+    [torch.Tensor, torch.Tensor, torch.Tensor | None, Sequence[Inputs] | None], Projection
 ]
 
 
@@ -23,11 +24,11 @@ def make_projection(
     weight: torch.Tensor,
     bias: torch.Tensor,
     scales: torch.Tensor | None,
-    parts: Sequence[int] | None = None,
+    parts: Sequence[Inputs] | None = None,
 ) -> Projection:
     """The projection for a weight, which has scales if it is int8.
 
-    ``parts`` counts neighboring inputs that come from different places, if they do.
+    ``parts`` describes the inputs, if they are not all alike.
 
     On a GPU Triton kernels can multiply int8 weights, with activations as they are, and 16-bit
     ones. Which products they compute is chosen later, see :mod:`triton_linear.choice`.

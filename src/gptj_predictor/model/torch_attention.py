@@ -58,8 +58,8 @@ class TorchAttention(Attention):
         projected = layer.project_in(layer.norm(residual))
         attending = projected[:, : 3 * hidden].unflatten(1, (3, layer.heads, -1))
         rotate(attending[:, :2], rotations)
-        qkv = attending.to(residual.dtype)
-        cache.both.flatten(1, 2).index_copy_(1, step.slot_mapping, qkv[:, 1:].transpose(0, 1))
+        qkv = attending.to(cache.both.dtype)
+        cache.write(step.slot_mapping, qkv[:, 1:])
         # The output takes the columns of the values, which are in the cache now: there it lies
         # beside the MLP's hidden values, as the second product wants it.
         self.attend(qkv, cache, step, out=attending[:, 2])
