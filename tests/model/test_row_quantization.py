@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from gptj_predictor.model import row_quantization
 from gptj_predictor.model.row_quantization import (
     FINE_RANGE,
     FINE_STEPS,
@@ -25,7 +26,10 @@ MIXED = [Inputs(32), Inputs(64, GELU_ZERO_POINT)]
 
 @pytest.mark.parametrize("parts", [SIGNED_ONLY, MIXED], ids=["signed", "mixed"])
 @pytest.mark.parametrize("peaks", [[], [3], [0, 3, 5], range(6)])
-def test_rows_are_rounded_each_by_itself(peaks: Sequence[int], parts: list[Inputs]) -> None:
+def test_rows_are_rounded_each_by_itself(
+    monkeypatch: pytest.MonkeyPatch, peaks: Sequence[int], parts: list[Inputs]
+) -> None:
+    monkeypatch.setattr(row_quantization, "_BLOCK_VALUES", 2 * 96)
     x = rows_of_all_sizes(6, 96, zeros=False)
     if parts is MIXED:
         x[:, 32:] = x[:, 32:].abs()

@@ -35,6 +35,9 @@ FINE_RANGE: Final = 5.5
 #: fractions (Hecker, Let's Get to the (Floating) Point, Game Developer, 1996).
 _ROUNDING = 1.5 * 2**23
 
+#: Values of the fine rows that are worked on at once.
+_BLOCK_VALUES = 2**18
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -81,11 +84,12 @@ class RowQuantizer:
         self._rounding = zero_points + _ROUNDING
         self._fine_rounding = torch.tensor(SIGNED + _ROUNDING, device=device)
         self._counts = [part.count for part in parts]
-        # Of each part: how many times further a negative value reaches, and a positive one's scale.
-        limits = [(part.zero_point, 255 - part.zero_point) for part in parts]
-        self._slopes = [-up / min(down, up) for down, up in limits]
-        self._shares = [1 / up for _, up in limits]
-        self._smallest = torch.tensor(1e-30, device=device)
+        # The scales of a part whose largest and whose smallest value is 1 and -1.
+        reaches = [(255 - part.zero_point, part.zero_point) for part in parts]
+        self._units = [
+            (torch.tensor(1 / up, device=device), torch.tensor(-1 / min(up, down), device=device))
+            for up, down in reaches
+        ]
         self._limit = 127.5 / FINE_RANGE * math.sqrt(len(zero_points))
 
     def __call__(self, x: torch.Tensor) -> QuantizedRows:
@@ -95,35 +99,34 @@ class RowQuantizer:
         x.div_(scales)
         sizes = torch.linalg.vector_norm(x, dim=1).tolist()
         wide = [row for row, size in enumerate(sizes) if size < self._limit]
-        if not wide:
-            return QuantizedRows(_lowest_bytes([x.add_(self._rounding)]), scales)
-        fine = None if len(wide) == len(x) else torch.tensor(wide, device=x.device)
-        rest = x.clone() if fine is None else x[fine]
-        rest.sub_((rest + self._rounding).sub_(self._rounding))
-        rest.mul_(FINE_STEPS).add_(self._fine_rounding)
-        return QuantizedRows(_lowest_bytes([x.add_(self._rounding), rest]), scales, fine)
+        # A few at a time, so that no large memory comes and goes.
+        count = max(1, _BLOCK_VALUES // x.shape[1])
+        rests = [self._rest(x[wide[at : at + count]]) for at in range(0, len(wide), count)]
+        values = _lowest_bytes(x.add_(self._rounding))
+        if not rests:
+            return QuantizedRows(values, scales)
+        fine = torch.tensor(wide, device=x.device) if len(wide) < len(x) else None
+        return QuantizedRows(torch.cat([values, *rests]), scales, fine)
 
     def _scales(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, 1]``, positive for a row of zeros too."""
         scales = None
-        parts = x.split(self._counts, 1)
-        for part, slope, share in zip(parts, self._slopes, self._shares, strict=True):
-            # With a negative slope a leaky ReLU makes negative values positive, and larger.
-            reach = torch.ops.aten.leaky_relu.default(part, slope).amax(1, keepdim=True)
-            own = torch.add(self._smallest, reach, alpha=share)
-            scales = own if scales is None else torch.maximum(scales, own)
+        for part, (up, down) in zip(x.split(self._counts, 1), self._units, strict=True):
+            for reach in (
+                part.amax(1, keepdim=True).mul_(up),
+                part.amin(1, keepdim=True).mul_(down),
+            ):
+                scales = reach if scales is None else torch.maximum(scales, reach)
         assert scales is not None
-        return scales
+        return scales.clamp_min_(1e-30)
+
+    def _rest(self, rows: torch.Tensor) -> torch.Tensor:
+        """What rounding takes off, as integers; uses the memory of the rows."""
+        rest = rows.sub_((rows + self._rounding).sub_(self._rounding))
+        return _lowest_bytes(rest.mul_(FINE_STEPS).add_(self._fine_rounding))
 
 
-def _lowest_bytes(sums: list[torch.Tensor]) -> torch.Tensor:
-    """Of all rows of fp32 numbers to which :data:`_ROUNDING` was added; uint8."""
+def _lowest_bytes(sums: torch.Tensor) -> torch.Tensor:
+    """Of fp32 numbers to which :data:`_ROUNDING` was added; uint8."""
     # A conversion from fp32 to uint8 takes four times as long.
-    integers = [rows.view(torch.int32) for rows in sums]
-    if len(integers) == 1:
-        return integers[0].to(torch.uint8)
-    counts = [len(rows) for rows in integers]
-    values = sums[0].new_empty(sum(counts), sums[0].shape[1], dtype=torch.uint8)
-    for place, rows in zip(values.split(counts), integers, strict=True):
-        place.copy_(rows)
-    return values
+    return sums.view(torch.int32).to(torch.uint8)
