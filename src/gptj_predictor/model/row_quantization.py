@@ -109,7 +109,7 @@ class RowQuantizer:
         return QuantizedRows(torch.cat([values, *rests]), scales, fine)
 
     def _scales(self, x: torch.Tensor) -> torch.Tensor:
-        """``[T, 1]``, positive for a row of zeros too."""
+        """``[T, 1]``; 0 for a row of zeros, which makes 0 of whatever integers come of it."""
         scales = None
         for part, (up, down) in zip(x.split(self._counts, 1), self._units, strict=True):
             for reach in (
@@ -118,7 +118,7 @@ class RowQuantizer:
             ):
                 scales = reach if scales is None else torch.maximum(scales, reach)
         assert scales is not None
-        return scales.clamp_min_(1e-30)
+        return scales
 
     def _rest(self, rows: torch.Tensor) -> torch.Tensor:
         """What rounding takes off, as integers; uses the memory of the rows."""

@@ -59,8 +59,7 @@ class Sampler:
             penalize_repetition(logits, params, lengths, token_table, places)
             penalize_output(logits, params, lengths, prompt_lengths, token_table, places)
         keep_from_ending(logits, params, lengths, self.eos_token_ids)
-        chosen = _likeliest(logits)
-        finite = logits.gather(1, chosen[:, None])[:, 0].isfinite()
+        chosen, finite = _likeliest(logits)
         vocabulary = logits.shape[1]
         drawing = [i for i, p in enumerate(params) if not p.greedy]
         for bounded in (True, False):
@@ -75,8 +74,15 @@ class Sampler:
         return chosen.where(finite, -1)
 
 
-def _likeliest(logits: torch.Tensor) -> torch.Tensor:
-    """``[N]`` int64, of each row the first of the largest; one that is not a number counts more."""
+def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[N]`` int64, where each row is largest, and ``[N]`` bool, whether it is finite there.
+
+    What is not a number counts as larger than all numbers.
+    """
     if logits.device.type == "cpu":  # in a seventh of torch's time
-        return torch.from_numpy(logits.numpy().argmax(axis=-1))
-    return logits.argmax(dim=-1)
+        rows = logits.numpy()
+        chosen = rows.argmax(axis=-1)
+        finite = np.isfinite(rows[np.arange(len(rows)), chosen])
+        return torch.from_numpy(chosen), torch.from_numpy(finite)
+    places = logits.argmax(dim=-1)
+    return places, logits.gather(1, places[:, None])[:, 0].isfinite()
