@@ -19,8 +19,8 @@ import torch
 #: Zero point of values that may as well be negative as positive.
 SIGNED: Final = 128
 
-#: Zero point of what comes from a GELU. It has no values below -0.17, and rows of thousands have one
-#: that is 15 times as large.
+#: Zero point of what comes from a GELU. It has no values below -0.17, and of thousands some are 15
+#: times as large.
 GELU_ZERO_POINT: Final = 16
 
 #: How many steps of a fine row make one of the coarse row: what is rounded off is half a step.
