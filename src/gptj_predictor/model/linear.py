@@ -153,11 +153,10 @@ class Int8Projection(Projection):
         self._zero_points = torch.zeros_like(scales, dtype=torch.int32)
         inputs = weight.shape[0 if weight.is_mkldnn else 1]  # packed ones say it in this order
         self._quantize = RowQuantizer(parts or [Inputs(inputs)], scales.device)
-        # What zero points add to a product is taken off again.
-        points = self._quantize.zero_points[None]
-        self._offsets = self._multiply(points)[0].neg_()
-        points = torch.full_like(points, SIGNED)
-        self._fine_offsets = self._multiply(points)[0].neg_().sub_(self._offsets)
+        # What zero points add to a product is taken off again; fine rows have other ones.
+        points = self._quantize.zero_points
+        added, fine = self._multiply(torch.stack([points, torch.full_like(points, SIGNED)]))
+        self._offsets, self._fine_offsets = added.neg(), added - fine
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """See :meth:`Projection.__call__`; fp32."""
