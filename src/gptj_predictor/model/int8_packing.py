@@ -11,6 +11,9 @@ from torch.nn import functional
 _BLOCK_INPUTS = 64
 #: Outputs of a block, by what oneDNN prefers for a weight and a processor.
 _BLOCK_OUTPUTS = (64, 48, 32, 16)
+#: How many blocks of outputs are compared with oneDNN's. With all, 2.6 GB of weights took 0.6 s
+#: longer to load.
+_COMPARED_BLOCKS = 8
 
 
 class Int8Packer:
@@ -56,9 +59,13 @@ def _find_block_outputs(weight: torch.Tensor, packed: torch.Tensor) -> int | Non
     for count in _BLOCK_OUTPUTS:
         if weight.shape[1] % _BLOCK_INPUTS or len(memory) != sum(_sizes(weight, count)):
             continue
-        arranged = torch.empty_like(memory)
-        _arrange(weight, count, arranged)
-        if arranged.equal(memory):
+        some = weight[: _COMPARED_BLOCKS * count]
+        arranged = memory.new_empty(sum(_sizes(some, count)))
+        _arrange(some, count, arranged)
+        pairs = zip(
+            arranged.split(_sizes(some, count)), memory.split(_sizes(weight, count)), strict=True
+        )
+        if all(ours.equal(theirs[: len(ours)]) for ours, theirs in pairs):
             return count
     return None
 
