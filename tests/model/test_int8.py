@@ -44,10 +44,13 @@ def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
     parts = [Inputs(inputs // 4), Inputs(inputs - inputs // 4, GELU_ZERO_POINT)]
     ones = torch.ones(outputs)
     x = rows_of_all_sizes(count, inputs)
-    integers = integers_of(RowQuantizer(parts, x.device)(x.clone()), parts)
+    rows = RowQuantizer(parts, x.device)(x.clone())
+    integers = integers_of(rows, parts)
     for seed in range(3):
         weight = int8_weight(outputs, inputs, seed)
         projection = Int8Projection(packer.pack(weight), ones, torch.zeros(outputs), parts)
+        product = (rows.values.double() @ weight.double().T).float()
+        assert projection._multiply(rows.values).equal(product)
         wanted = integers @ weight.double().T
         # Its sums are exact; they are rounded as often as fp32 numbers are added.
         largest = wanted.abs().amax(1, keepdim=True) + integers.abs().amax(1, keepdim=True) * 2**14
