@@ -3,11 +3,16 @@
     .venv/bin/python benchmarks/weight_loading.py FOLDER ... [--rounds 3] [--caches cold warm]
 
 A plain read is parallel readers, each filling one small buffer again and again. One that keeps the
-bytes, as a load has to, also pays for memory that was never used, which on a virtual machine can
-take longer than the reading; it is measured too. Every load is a process of its own. ``cold`` takes
-the files out of the page cache first (``posix_fadvise``), ``warm`` reads them once before. Several
-folders take turns, and are compared with the first: int8 weights with the same in 16 bits. How long
-a server takes from its start to its first token is measured by ``cold_start.py``.
+bytes, as a load has to, also pays for memory that was never used; it is measured too. Every load is
+a process of its own. ``cold`` takes the files out of the page cache first (``posix_fadvise``),
+``warm`` reads them once before. Several folders take turns, and are compared with the first: int8
+weights with the same in 16 bits. How long a server takes from its start to its first token is
+measured by ``cold_start.py``.
+
+A virtual machine's host may take memory back soon after it was freed. To use it again then takes
+longer than all the rest (2.2 s instead of 0.1 for a GB on one machine), for files in the page cache
+as well. So memory is used and freed right before each measurement, unless ``--memory as-is`` says
+that this is to be measured too.
 """
 
 from __future__ import annotations
@@ -50,6 +55,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--readers", nargs="+", type=int, default=list(READERS))
     parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS))
+    parser.add_argument("--memory", default="used", choices=["used", "as-is"])
     arguments = parser.parse_args()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the server does, for the new processes
     for cache in arguments.caches:
@@ -72,6 +78,8 @@ class Measured:
         self.folder, self._dtype = folder, arguments.dtype
         self._files = sorted(folder.glob("*.safetensors"))
         self._size = sum(file.stat().st_size for file in self._files)
+        # For the page cache, for the values, and for what a load needs besides.
+        self._memory = int(2.2 * self._size) + 2**30 if arguments.memory == "used" else 0
         readers = arguments.readers
         self._reads: dict[int, list[float]] = {count: [] for count in readers}
         self._kept: dict[int, list[float]] = {count: [] for count in readers if 1 < count < 16}
@@ -82,14 +90,16 @@ class Measured:
         """Each of them once."""
         for count, times in self._reads.items():
             prepare(cache, self._files)
+            use_memory(self._memory)
             times.append(plain_read(self._files, count))
         for count, times in self._kept.items():
             prepare(cache, self._files)
+            use_memory(self._memory)
             times.append(plain_read(self._files, count, mmap.mmap(-1, self._size)))
         for name, times in self._loads.items():
             prepare(cache, self._files)
             seconds, self._peaks[name] = run_in_new_process(
-                load, self.folder, self._dtype, *LOADS[name]
+                load, self.folder, self._dtype, *LOADS[name], self._memory
             )
             times.append(seconds)
 
@@ -185,7 +195,19 @@ def plain_read(files: list[Path], readers: int, keep: mmap.mmap | None = None) -
     return seconds
 
 
-def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
+def use_memory(size: int) -> None:
+    """Use so many bytes of memory, or nearly all that is free if that is less, and free them."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    size = min(size, free - free // 16)
+    if size <= 0:
+        return
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for place in range(0, size, mmap.PAGESIZE):
+            memory[place] = 1
+
+
+def load(path: Path, dtype: str, check_digests: bool, pack: bool, memory: int) -> float:
     """Load a snapshot once, in the process that this is called in; returns the seconds."""
     torch.set_num_threads(usable_cpus())
     if not pack:
@@ -193,6 +215,7 @@ def load(path: Path, dtype: str, check_digests: bool, pack: bool) -> float:
     folder = SnapshotFolder.open(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placement = Placement.on(device, folder.config.n_layer)
+    run_in_new_process(use_memory, memory)  # it is not to count in this one's peak
     began = time.perf_counter()
     load_network(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 
 import pytest
@@ -37,9 +38,11 @@ def test_a_weight_is_rounded_to_the_nearest_multiple(dtype: torch.dtype) -> None
 
 @needs_vnni
 @pytest.mark.parametrize("count", [1, 2, 17, 300])
-@pytest.mark.parametrize(("outputs", "inputs"), [(64, 64), (130, 192), (50, 36), (512, 2048)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"), [(64, 64), (50, 64), (130, 192), (50, 36), (700, 2048)]
+)
 def test_packed_product_is_exact(count: int, outputs: int, inputs: int) -> None:
-    """It is that of the integers, for the first packed weight of a shape and for later ones."""
+    """It is that of the integers, for the first weight of a shape and for later ones."""
     packer = Int8Packer()
     parts = [Inputs(inputs // 4), Inputs(inputs - inputs // 4, GELU_ZERO_POINT)]
     ones = torch.ones(outputs)
@@ -67,31 +70,64 @@ def test_the_largest_sums_are_exact() -> None:
 
 
 @needs_vnni
-def test_later_weights_are_packed_as_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    reorders: list[torch.Tensor] = []
+@pytest.mark.parametrize(("outputs", "inputs"), [(50, 64), (200, 128), (700, 2048)])
+def test_weights_are_packed_as_by_torch(
+    outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their values, which the sums follow; of each shape torch packs one weight only."""
+    reorders: list[torch.Size] = []
     reorder = int8_packing._reorder
 
     def counted(weight: torch.Tensor) -> torch.Tensor:
-        reorders.append(weight)
+        reorders.append(weight.shape)
         return reorder(weight)
 
     monkeypatch.setattr(int8_packing, "_reorder", counted)
     packer = Int8Packer()
     for seed in range(4):
-        weight = int8_weight(200, 128, seed)
+        weight = int8_weight(outputs, inputs, seed)
         packed, wanted = packer.pack(weight), reorder(weight)
-        assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
-    assert len(reorders) == 1
+        ours, theirs = int8_packing._memory(packed), int8_packing._memory(wanted)
+        sums = len(theirs) // (inputs + 4) * 4
+        assert ours[:-sums].equal(theirs[:-sums])
+    assert reorders == [(outputs, inputs)]
 
 
 @needs_vnni
-def test_an_unknown_layout_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8_packing, "_BLOCK_OUTPUTS", (7,))
+@pytest.mark.parametrize(("known", "inputs"), [((7,), 128), (int8_packing._BLOCK_OUTPUTS, 36)])
+def test_an_unknown_layout_is_left_to_torch(
+    known: tuple[int, ...], inputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8_packing, "_BLOCK_OUTPUTS", known)
     packer = Int8Packer()
     for seed in range(2):
-        weight = int8_weight(128, 128, seed)
+        weight = int8_weight(128, inputs, seed)
         packed, wanted = packer.pack(weight), int8_packing._reorder(weight)
         assert int8_packing._memory(packed).equal(int8_packing._memory(wanted))
+
+
+@needs_vnni
+def test_shapes_are_prepared_in_a_thread_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = [int8_weight(128, 64), int8_weight(64, 128), int8_weight(64, 192)]
+    go_on, reorder = threading.Event(), int8_packing._reorder
+    threads: list[threading.Thread] = []
+
+    def waiting(weight: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.current_thread())
+        assert go_on.wait(60)
+        return reorder(weight)
+
+    monkeypatch.setattr(int8_packing, "_reorder", waiting)
+    packer = Int8Packer()
+    packer.prepare(weight.shape for weight in weights)
+    go_on.set()
+    for weight in reversed(weights):
+        assert packer.pack(weight).shape == weight.shape[::-1]
+    assert len(threads) == 3
+    (thread,) = set(threads)
+    assert thread is not threading.current_thread()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch.nn import functional
@@ -11,34 +13,72 @@ from torch.nn import functional
 _BLOCK_INPUTS = 64
 #: Outputs of a block, by what oneDNN prefers for a weight and a processor.
 _BLOCK_OUTPUTS = (64, 48, 32, 16)
-#: How many blocks of outputs are compared with oneDNN's. With all, 2.6 GB of weights took 0.6 s
-#: longer to load.
+#: How many blocks of outputs are compared with oneDNN's.
 _COMPARED_BLOCKS = 8
+#: Bytes that are arranged at a time, few enough to stay in a core's own cache.
+_PIECE_BYTES = 2 * 2**20
+#: Between two rows of a piece. Rows a power of two apart would share few lines of the cache:
+#: arranging them takes five times as long.
+_GAP_BYTES = 64
 
 
 class Int8Packer:
     """Packs weights ``[outputs, inputs]``.
 
-    torch can only reorder one weight after the other and value by value: 106 ms where this takes 14
-    (29 million weights, two cores). So the first weight of a shape goes through torch, and is
-    compared with the layout that is known here. If they are the same, later ones are copies of it,
-    into whose memory the values are written; if not, torch packs them as well.
+    Only torch can make a packed tensor, and it writes value by value: 380 ms where this takes 29
+    (117 million weights, two cores). So it packs one made-up weight of each shape. If the layout of
+    that is known here, real values are written into it and into copies of it; if not, torch packs
+    them as well.
     """
 
     def __init__(self) -> None:
-        self._templates: dict[torch.Size, tuple[torch.Tensor, int | None]] = {}
+        self._layouts: dict[torch.Size, Future[_Layout]] = {}
+
+    def prepare(self, shapes: Iterable[torch.Size]) -> None:
+        """Start to pack the made-up weights, in this order, in a thread that ends with them."""
+        threads = torch.get_num_threads()
+        thread = ThreadPoolExecutor(1, "packer", torch.set_num_threads, (threads,))
+        for shape in dict.fromkeys(shapes):
+            self._layouts[shape] = thread.submit(_Layout, shape)
+        thread.shutdown(wait=False)
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """A packed copy of an int8 weight ``[outputs, inputs]``, for :class:`Int8Projection`."""
-        if weight.shape not in self._templates:
-            packed = _reorder(weight)
-            self._templates[weight.shape] = packed, _find_block_outputs(weight, packed)
-            return packed
-        template, block_outputs = self._templates[weight.shape]
-        if block_outputs is None:
+        """A packed copy of an int8 weight ``[outputs, inputs]``, for :class:`Int8Projection`.
+
+        It waits for the made-up weight of that shape.
+        """
+        if weight.shape not in self._layouts:
+            self.prepare([weight.shape])
+        layout = self._layouts[weight.shape].result()
+        if layout.block_outputs is None:
             return _reorder(weight)
-        packed = template.clone()
-        _arrange(weight, block_outputs, _memory(packed))
+        packed = layout.make_packed()
+        _arrange(weight, layout.block_outputs, _memory(packed))
+        return packed
+
+
+class _Layout:
+    """How oneDNN lays out weights of a shape, found out with a made-up one.
+
+    Attributes:
+        block_outputs: How many outputs a block has; ``None`` if it is none of the known layouts.
+    """
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.block_outputs = None
+        self._is_given = False
+        if shape[1] % _BLOCK_INPUTS:
+            return
+        weight = torch.empty(shape, dtype=torch.int8)  # only what is compared needs values
+        compared = weight[: _COMPARED_BLOCKS * max(_BLOCK_OUTPUTS)]
+        compared.random_(-128, 128, generator=torch.Generator().manual_seed(0))
+        self._packed = _reorder(weight)
+        self.block_outputs = _find_block_outputs(compared, self._packed, len(weight))
+
+    def make_packed(self) -> torch.Tensor:
+        """A packed weight of any values."""
+        packed = self._packed.clone() if self._is_given else self._packed
+        self._is_given = True
         return packed
 
 
@@ -53,43 +93,46 @@ def _memory(packed: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _find_block_outputs(weight: torch.Tensor, packed: torch.Tensor) -> int | None:
-    """How many outputs oneDNN's blocks have; ``None`` if it arranged the weight in another way."""
+def _find_block_outputs(compared: torch.Tensor, packed: torch.Tensor, outputs: int) -> int | None:
+    """How many outputs oneDNN's blocks have; ``None`` if it arranged the weight in another way.
+
+    Args:
+        compared: The first of the weight's outputs.
+        packed: The weight, as oneDNN packed it.
+        outputs: How many it has.
+    """
     memory = _memory(packed)
+    inputs = compared.shape[1]
     for count in _BLOCK_OUTPUTS:
-        if weight.shape[1] % _BLOCK_INPUTS or len(memory) != sum(_sizes(weight, count)):
+        padded = -(-outputs // count) * count
+        if len(memory) != padded * (inputs + torch.int32.itemsize):
             continue
-        some = weight[: _COMPARED_BLOCKS * count]
-        arranged = memory.new_empty(sum(_sizes(some, count)))
+        some = compared[: _COMPARED_BLOCKS * count]
+        arranged = memory.new_empty(-(-len(some) // count) * count * inputs)
         _arrange(some, count, arranged)
-        pairs = zip(
-            arranged.split(_sizes(some, count)), memory.split(_sizes(weight, count)), strict=True
-        )
-        if all(ours.equal(theirs[: len(ours)]) for ours, theirs in pairs):
+        if arranged.equal(memory[: len(arranged)]):
             return count
     return None
-
-
-def _sizes(weight: torch.Tensor, block_outputs: int) -> tuple[int, int]:
-    """Bytes of the values, padded to whole blocks, and of a sum for each output."""
-    outputs = -(-weight.shape[0] // block_outputs) * block_outputs
-    return outputs * weight.shape[1], outputs * torch.int32.itemsize
 
 
 def _arrange(weight: torch.Tensor, block_outputs: int, memory: torch.Tensor) -> None:
     """Write a weight to memory in oneDNN's layout ``BA16a{block_outputs}b4a``.
 
-    Per block of outputs: for every four inputs, these four of each output. After all values the
-    negative sum of each output's, for activations whose zero is not 0 (oneDNN's developer guide,
-    "Blocked memory layout" and "Quantization").
+    Per block of outputs: for every four inputs, these four of each output (oneDNN's developer
+    guide, "Blocked memory layout"). Behind the last block it keeps a sum for each output, for
+    activations whose zero is not 0 (the guide's "Quantization"): not for ours, so those stay.
     """
-    values, sums = memory.split(_sizes(weight, block_outputs))
-    outputs = weight.shape[0]
-    padding = -outputs % block_outputs
-    lanes = functional.pad(weight, (0, 0, 0, padding)) if padding else weight
-    lanes = lanes.view(torch.int32).unflatten(0, (-1, block_outputs))
-    values.view(torch.int32).view(lanes.shape[0], -1, block_outputs).copy_(lanes.transpose(1, 2))
-    sums = sums.view(torch.int32).zero_()
-    # Sums of up to 2^24 are exact in fp32, which is much quicker to add than int8.
-    blocks = weight.split(256)
-    sums[:outputs] = torch.cat([rows.float().sum(1) for rows in blocks]).neg_()
+    inputs = weight.shape[1]
+    rest = len(weight) % block_outputs
+    if rest:
+        last = functional.pad(weight[len(weight) - rest :], (0, 0, 0, block_outputs - rest))
+        weight = weight[: len(weight) - rest]
+        _arrange(last, block_outputs, memory[weight.numel() :])
+    lanes = weight.view(torch.int32).unflatten(0, (-1, block_outputs))
+    blocks = memory[: weight.numel()].view(torch.int32).view(-1, inputs // 4, block_outputs)
+    count = max(1, _PIECE_BYTES // (block_outputs * inputs))
+    apart = lanes.new_empty(count, block_outputs, inputs // 4 + _GAP_BYTES // 4)[..., : inputs // 4]
+    for source, target in zip(lanes.split(count), blocks.split(count), strict=True):
+        rows = apart[: len(source)]
+        rows.copy_(source)
+        target.copy_(rows.transpose(1, 2))

@@ -90,6 +90,15 @@ class NetworkBuilder:
         is_int8 = self.layout.parameters[parameter].dtype is torch.int8
         return is_int8 and self.layout.stored == "none"
 
+    def prepare(self) -> None:
+        """Start to find out, in the background, how int8 weights are to be packed."""
+        shapes = [
+            torch.Size(parameter.shape)
+            for name, parameter in self.layout.parameters.items()
+            if parameter.dtype is torch.int8 and self.packs(name)
+        ]
+        self._int8_packer.prepare(shapes)
+
     def allocate(self, parameter: str) -> torch.Tensor:
         """Memory for a parameter as it is read, on its device and unfilled.
 

@@ -156,6 +156,7 @@ def load_network(
     builder = NetworkBuilder(
         folder.config, dtype, placement, quantization, stored=folder.quantization
     )
+    builder.prepare()
     try:
         with in_use(folder.path):
             if is_tensorizer(folder.path):
