@@ -215,7 +215,8 @@ def load(path: Path, dtype: str, check_digests: bool, pack: bool, memory: int) -
     folder = SnapshotFolder.open(path)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     placement = Placement.on(device, folder.config.n_layer)
-    run_in_new_process(use_memory, memory)  # it is not to count in this one's peak
+    if memory:
+        run_in_new_process(use_memory, memory)  # it is not to count in this one's peak
     began = time.perf_counter()
     load_network(
         folder,
