@@ -22,7 +22,14 @@ import pytest
 
 from tests.support.forked_servers import ForkedServer, ServerForks
 from tests.support.raw_clients import Answer, NoAnswerError, RawConnection, get, post
-from tests.support.servers import NAME, catches, command, environment, wait_for
+from tests.support.servers import (
+    NAME,
+    catches,
+    command,
+    environment,
+    on_free_ports,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -250,7 +257,9 @@ def test_signals_while_importing(large: bool) -> None:
     """The real command: a fork has no imports left to do."""
     for number in range(20 if large else 1):
         draw = random.Random(number)
-        process = subprocess.Popen(command(), stderr=subprocess.PIPE, env=environment())
+        process = subprocess.Popen(
+            command(*on_free_ports()), stderr=subprocess.PIPE, env=environment()
+        )
         chosen = draw.choice(SIGNALS)
         wait_for(lambda: catches(process.pid, chosen))  # noqa: B023 - called at once
         time.sleep(draw.uniform(0, 3))

@@ -25,6 +25,7 @@ from tests.support.servers import (
     catches,
     command,
     environment,
+    on_free_ports,
     wait_for,
 )
 from tests.support.sparse import write_sparse_snapshot
@@ -89,7 +90,7 @@ def test_sigterm_while_loading() -> None:
 
 
 def test_sigterm_while_importing() -> None:
-    process = subprocess.Popen(command(), stderr=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(command(*on_free_ports()), stderr=subprocess.PIPE, env=environment())
     wait_for(lambda: catches(process.pid, signal.SIGTERM))
     process.terminate()
     _, errors = process.communicate(timeout=60)
