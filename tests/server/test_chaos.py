@@ -12,7 +12,6 @@ import contextlib
 import json
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,14 +21,7 @@ import pytest
 
 from tests.support.forked_servers import ForkedServer, ServerForks
 from tests.support.raw_clients import Answer, NoAnswerError, RawConnection, get, post
-from tests.support.servers import (
-    NAME,
-    catches,
-    command,
-    environment,
-    on_free_ports,
-    wait_for,
-)
+from tests.support.servers import NAME, RunningServer, catches, wait_for
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 
@@ -257,16 +249,12 @@ def test_signals_while_importing(large: bool) -> None:
     """The real command: a fork has no imports left to do."""
     for number in range(20 if large else 1):
         draw = random.Random(number)
-        process = subprocess.Popen(
-            command(*on_free_ports()), stderr=subprocess.PIPE, env=environment()
-        )
         chosen = draw.choice(SIGNALS)
-        wait_for(lambda: catches(process.pid, chosen))  # noqa: B023 - called at once
-        time.sleep(draw.uniform(0, 3))
-        process.send_signal(chosen)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
-        assert b"Traceback" not in errors
+        with RunningServer(grpc=True) as server:
+            wait_for(lambda: catches(server.process.pid, chosen))  # noqa: B023 - called at once
+            time.sleep(draw.uniform(0, 3))
+            assert server.stop(chosen) == 0, server.log
+            assert "Traceback" not in server.log
 
 
 async def ask(server: ForkedServer, request: bytes) -> Answer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import threading
 from functools import partial
 from pathlib import Path
@@ -23,9 +22,6 @@ from tests.support.servers import (
     READY_PATHS,
     RunningServer,
     catches,
-    command,
-    environment,
-    on_free_ports,
     wait_for,
 )
 from tests.support.sparse import write_sparse_snapshot
@@ -90,12 +86,10 @@ def test_sigterm_while_loading() -> None:
 
 
 def test_sigterm_while_importing() -> None:
-    process = subprocess.Popen(command(*on_free_ports()), stderr=subprocess.PIPE, env=environment())
-    wait_for(lambda: catches(process.pid, signal.SIGTERM))
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert b"Traceback" not in errors
+    with RunningServer(grpc=True) as server:
+        wait_for(lambda: catches(server.process.pid, signal.SIGTERM))
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
 
 
 def is_ready(server: ForkedServer) -> bool:

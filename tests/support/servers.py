@@ -97,11 +97,6 @@ def free_port() -> int:
             return port
 
 
-def on_free_ports() -> list[str]:
-    """Flags for a server whose address nobody needs; 8080 may be taken."""
-    return ["--http_port", str(free_port()), "--grpc_port", str(free_port())]
-
-
 def command(*flags: str, program: str | None = None) -> list[str]:
     """``gptj-predictor serve``, or a program that starts it otherwise."""
     start = ["-m", "gptj_predictor"] if program is None else ["-c", program]

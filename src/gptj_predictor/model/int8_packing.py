@@ -32,9 +32,9 @@ class Int8Packer:
     """
 
     def __init__(self) -> None:
-        self._layouts: dict[torch.Size, Future[_Layout]] = {}
+        self._layouts: dict[tuple[int, ...], Future[_Layout]] = {}
 
-    def prepare(self, shapes: Iterable[torch.Size]) -> None:
+    def prepare(self, shapes: Iterable[tuple[int, ...]]) -> None:
         """Start to pack the made-up weights, in this order, in a thread that ends with them."""
         threads = torch.get_num_threads()
         thread = ThreadPoolExecutor(1, "packer", torch.set_num_threads, (threads,))
@@ -64,7 +64,7 @@ class _Layout:
         block_outputs: How many outputs a block has; ``None`` if it is none of the known layouts.
     """
 
-    def __init__(self, shape: torch.Size) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         self.block_outputs = None
         self._is_given = False
         if shape[1] % _BLOCK_INPUTS:
@@ -108,7 +108,7 @@ def _find_block_outputs(compared: torch.Tensor, packed: torch.Tensor, outputs: i
         if len(memory) != padded * (inputs + torch.int32.itemsize):
             continue
         some = compared[: _COMPARED_BLOCKS * count]
-        arranged = memory.new_empty(-(-len(some) // count) * count * inputs)
+        arranged = memory.new_empty(min(padded, _COMPARED_BLOCKS * count) * inputs)
         _arrange(some, count, arranged)
         if arranged.equal(memory[: len(arranged)]):
             return count

@@ -93,7 +93,7 @@ class NetworkBuilder:
     def prepare(self) -> None:
         """Start to find out, in the background, how int8 weights are to be packed."""
         shapes = [
-            torch.Size(parameter.shape)
+            parameter.shape
             for name, parameter in self.layout.parameters.items()
             if parameter.dtype is torch.int8 and self.packs(name)
         ]
